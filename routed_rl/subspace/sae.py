@@ -112,10 +112,14 @@ def _config(file: Path) -> dict[str, Any]:
 
 def _place(config: dict[str, Any]) -> tuple[int | None, str | None]:
     """Return the layer and the hook, such as (8, resid_pre), from the TransformerLens name in a SAELens configuration, such as
-    blocks.8.hook_resid_pre. None for each that the configuration does not say."""
+    blocks.8.hook_resid_pre. None for each that the configuration does not say. SubspaceError for a place that is not in the
+    stream."""
     name = str(config.get("hook_name") or config.get("hook_point") or "")
     found = re.search(r"blocks\.(\d+)\.hook_(resid_(?:pre|mid|post))", name)
     if found:
         return int(found[1]), found[2]
+    if "hook_" in name:
+        raise SubspaceError(f"the SAE reads {name!r}, which is not the residual stream; give one of hook_resid_pre, "
+                            "hook_resid_mid or hook_resid_post")
     layer = config.get("hook_layer", config.get("hook_point_layer"))
     return (layer if isinstance(layer, int) else None), None

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -19,6 +20,8 @@ from routed_rl.subspace.named import NamedVector
 
 Vectors = dict[str, dict[int | None, Tensor]]
 """Maps a vector's name to a mapping of layers to vectors (D,). The layer is None if the file does not say it."""
+SCALING = {"lora_alpha": int | float, "alpha_pattern": dict[str, int | float] | None}
+"""The keys of a LoRA's settings that scale it, and the types of their values."""
 ANOTHER = "is it of another model?"
 
 
@@ -82,9 +85,16 @@ def _from_safetensors(path: Path, wanted: Wanted) -> Vectors:
                                                                           for part in re.split(r"(\d+)", item[0])]):
         name, layer = _split(key)
         values = checked(f"{path}: {key}", tensor, shapes.get(tensor.ndim, shapes[3]), ANOTHER)
+        if layer is None and tensor.ndim == 2 and 1 < len(values) == wanted.layers:
+            raise SubspaceError(f"{path}: {key} has as many rows as the model has layers ({wanted.layers}), so each may be one "
+                                f"layer's or all of them every layer's; store it as ({wanted.layers}, 1, {wanted.width}), or "
+                                "each row under its own name")
         for number, rows in enumerate(values) if values.ndim == 3 else [(layer, values.reshape(-1, wanted.width))]:
             for place, row in enumerate(rows, start=1):
-                found.setdefault(name if len(rows) == 1 else f"{name}_{place}", {})[number] = row
+                at = found.setdefault(name if len(rows) == 1 else f"{name}_{place}", {})
+                if number in at:
+                    raise SubspaceError(f"{path}: {key} is a second vector {name} at the same layer; give each a name of its own")
+                at[number] = row
     return found
 
 
@@ -103,14 +113,15 @@ def _from_gguf(path: Path, wanted: Wanted) -> Vectors:
 
 
 def _from_adapter(path: Path, wanted: Wanted) -> Vectors:
-    """Read a LoRA. The vectors of a layer are the strongest left singular vectors of the changes B·A of all writers in the layer,
-    put side by side.
+    """Read a LoRA. The vectors of a layer are the strongest left singular vectors of the changes s·B·A of all writers in the
+    layer, put side by side; s is each writer's scaling. A layer that the adapter does not change has none.
 
     An adapter does not say on which side the persona lies, so each vector has the sign that makes its largest entry positive. The
     setting `subspace.flip` reverses all signs.
     """
     file = path / "adapter_model.safetensors"
-    if (read_object(path / "adapter_config.json", {}) or {}).get("peft_type") != "LORA" or not file.is_file():
+    config = read_object(path / "adapter_config.json", SCALING) or {}
+    if config.get("peft_type") != "LORA" or not file.is_file():
         raise SubspaceError(f"adapter {path} is no LoRA: it needs an adapter_config.json with peft_type LORA, and "
                             "adapter_model.safetensors")
     tensors = load_file(file)
@@ -122,7 +133,7 @@ def _from_adapter(path: Path, wanted: Wanted) -> Vectors:
         if "lora_B" in key and a is not None and place and re.search(r"\.(o_proj|down_proj|c_proj|out_proj)\.", key):
             b = checked(f"{path}: {key}", b, (wanted.width, None), ANOTHER)
             a = checked(f"{path}: lora_A of {key}", a, (b.shape[1], None), "take another copy")
-            changes.setdefault(int(place[1]), []).append(b @ a)
+            changes.setdefault(int(place[1]), []).append(_scaling(config, key, b.shape[1]) * (b @ a))
     if not changes:
         raise SubspaceError(f"adapter {path} changes no writer (o_proj, down_proj or c_proj), so it has no direction in the "
                             "stream")
@@ -131,11 +142,20 @@ def _from_adapter(path: Path, wanted: Wanted) -> Vectors:
         change = checked(f"{path}: the change of layer {layer}", torch.cat(parts, dim=1), (wanted.width, None), "take another")
         left, singular, _ = torch.linalg.svd(change.double(), full_matrices=False)
         # Rounding of B·A in float32 has singular values of about this size where there is no direction.
-        strong = singular >= (wanted.weakest if wanted.rank is None else 1e-5) * singular[0]
+        strong = (singular >= (wanted.weakest if wanted.rank is None else 1e-5) * singular[0]) & (singular > 0)
         for number, column in enumerate(left[:, :strong.sum()][:, :wanted.rank].mT.float(), start=1):
             sign = torch.sign(column[column.abs().argmax()])
             found.setdefault(f"adapter_{number}", {})[layer] = sign * column
     return found
+
+
+def _scaling(config: dict[str, Any], key: str, rank: int) -> float:
+    """Return the factor by which PEFT multiplies the product of the LoRA whose factor B has the name `key`."""
+    module = key.partition(".lora_B")[0]
+    patterns = config.get("alpha_pattern") or {}
+    alpha = next((value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", module)),
+                 config.get("lora_alpha", 8))
+    return alpha / (rank**0.5 if config.get("use_rslora") else rank)
 
 
 READERS: dict[str, Callable[[Path, Wanted], Vectors]] = {
@@ -144,9 +164,9 @@ READERS: dict[str, Callable[[Path, Wanted], Vectors]] = {
 
 def _split(key: str) -> tuple[str, int | None]:
     """Split a tensor's name into the vector's name and the layer, which is the last number: direction.3 becomes (direction, 3).
-    The layer is None if there is no number."""
-    numbers = re.findall(r"(?<![A-Za-z])\d+(?![A-Za-z])", key)
+    The layer is None if there is no number. A number in a word, as in v2, does not count, unless the word is "layer"."""
+    numbers = list(re.finditer(r"(?i)(?:(?<![a-z\d])|(?<=layer))\d+(?![a-z\d])", key))
     if not numbers:
         return key.replace("/", "."), None
-    head, _, tail = key.rpartition(numbers[-1])
-    return re.sub(r"[._/-]{2,}|/", ".", head + tail).strip("._/-") or "direction", int(numbers[-1])
+    head, tail = key[:numbers[-1].start()], key[numbers[-1].end():]
+    return re.sub(r"[._/-]{2,}|/", ".", head + tail).strip("._/-") or "direction", int(numbers[-1][0])

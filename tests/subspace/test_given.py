@@ -209,3 +209,49 @@ def test_other_files_and_widths_are_refused(tmp_path):
     (tmp_path / "v.txt").write_text("no")
     with pytest.raises(SubspaceError, match="is none of: .*PEFT adapter"):
         read(tmp_path / "v.txt")
+
+
+def test_a_layer_that_an_adapter_does_not_change_has_no_direction(tmp_path):
+    with pytest.raises(SubspaceError, match="holds no vector"):
+        read(adapter(tmp_path / "untrained", torch.zeros(WIDTH, 2), torch.ones(2, 6)))
+    assert set(read(adapter(tmp_path / "trained", torch.eye(WIDTH, 2), torch.eye(2, 6)))["adapter_1"]) == {3}
+
+
+@pytest.mark.parametrize(("config", "first"), [
+    ({"lora_alpha": 8}, 0), ({"lora_alpha": 8, "alpha_pattern": {r"layers\.3\.mlp\.down_proj": 80}}, 1),
+    ({"lora_alpha": 8, "use_rslora": True}, 1)])
+def test_an_adapters_writers_weigh_what_their_own_scaling_makes_of_them(tmp_path, config, first):
+    """B A of the attention is twice that of the MLP, whose rank is eight times as high."""
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", **config}))
+    one, down = torch.zeros(WIDTH, 1), torch.zeros(WIDTH, 8)
+    one[0, 0], down[1, 0] = 2.0, 3.0 if config.get("use_rslora") is None else 12.0
+    prefix, a = "base_model.model.model.layers.3.", torch.eye(8, 6)
+    save_file({f"{prefix}self_attn.o_proj.lora_B.weight": one, f"{prefix}self_attn.o_proj.lora_A.weight": a[:1].clone(),
+               f"{prefix}mlp.down_proj.lora_B.weight": down, f"{prefix}mlp.down_proj.lora_A.weight": a},
+              tmp_path / "adapter_model.safetensors")
+    assert int(read(tmp_path, rank=2)["adapter_1"][3].abs().argmax()) == first
+
+
+@pytest.mark.parametrize(("key", "name", "layer"), [
+    ("evil_layer10", "evil_layer", 10), ("layer5.evil", "layer.evil", 5), ("a.1.v21", "a.v21", 1), ("v2.evil", "v2.evil", None),
+    ("llama13b", "llama13b", None), ("model.layers.11.mlp", "model.layers.mlp", 11)])
+def test_the_whole_number_is_a_vectors_layer_and_a_words_number_is_none(tmp_path, key, name, layer):
+    save_file({key: torch.ones(WIDTH)}, tmp_path / "v.safetensors")
+    assert {found: list(at) for found, at in read(tmp_path / "v.safetensors").items()} == {name: [layer]}
+
+
+@pytest.mark.parametrize(("tensors", "message"), [
+    ({"trait_1": torch.ones(12, 1, WIDTH), "trait_2": torch.ones(12, 1, WIDTH)}, "trait_2 is a second vector trait at the same"),
+    ({"v/1": torch.ones(WIDTH), "v.1": torch.ones(WIDTH)}, "is a second vector v at the same layer"),
+    ({"evil": torch.ones(12, WIDTH)}, r"evil has as many rows as the model has layers \(12\).*store it as \(12, 1, 8\)")])
+def test_vectors_that_would_replace_each_other_or_may_be_meant_in_two_ways_are_refused(tmp_path, tensors, message):
+    save_file(tensors, tmp_path / "v.safetensors")
+    with pytest.raises(SubspaceError, match=message):
+        read(tmp_path / "v.safetensors")
+
+
+@pytest.mark.parametrize("hook", ["blocks.3.attn.hook_z", "blocks.3.hook_mlp_out"])
+def test_an_sae_that_does_not_read_the_stream_is_refused(tmp_path, hook):
+    write_sae(tmp_path / "sae", {"hook_name": hook, "hook_layer": 3})
+    with pytest.raises(SubspaceError, match=f"reads '{hook}', which is not the residual stream"):
+        read_latents(tmp_path / "sae", [0], WIDTH)
