@@ -81,7 +81,7 @@ def measure_quality(samples: Samples, directions: list[Tensor], fit: Callable[[S
     pairs = len(samples.pair_R.unique())
     layers: list[dict[str, Any]] = [{"layer": layer, "rank": basis.shape[1]} | dict.fromkeys(COLUMNS)
                                     for layer, basis in enumerate(directions)]
-    if pairs >= FEWEST_PAIRS:
+    if pairs >= FEWEST_PAIRS and all(len(part.pair_R) for part in parts):
         bases = [fit(part) for part in parts]
         rows = [gathered("mean_difference", part) for part in parts]
         separations = [_separation(rows[0].gap_LD, parts[1]), _separation(rows[1].gap_LD, parts[0])]

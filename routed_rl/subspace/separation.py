@@ -31,8 +31,8 @@ def measure_axes(samples: Samples, fit: Callable[[Samples], Found], found: Found
     generator = torch.Generator().manual_seed(SEED)
     layers: list[dict[str, Any]] = [{"layer": layer, "auroc": {}, "stability": {}, "random": None, "random_best": None}
                                     for layer in range(len(found.axes))]
-    if len(samples.pair_R.unique()) >= FEWEST_PAIRS:
-        parts = [samples.of_pairs(half) for half in halves(samples, generator)]
+    parts = [samples.of_pairs(half) for half in halves(samples, generator)]
+    if len(samples.pair_R.unique()) >= FEWEST_PAIRS and all(len(part.pair_R) for part in parts):
         one, other = (fit(part) for part in parts)
         drawn = random_basis(samples.positive.shape[2], 1, generator, draws=DRAWS).squeeze(2).mT
         gaps = [gathered("mean_difference", part).gap_LD for part in parts]

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -10,6 +11,7 @@ from routed_rl.linalg import random_basis
 from routed_rl.subspace import Samples, check_quality, describe_quality, measure_quality
 from routed_rl.subspace.methods import Size, find
 from routed_rl.subspace.quality import auroc, halves
+from routed_rl.subspace.separation import measure_axes
 
 WIDTH, LAYERS = 32, 2
 
@@ -148,3 +150,12 @@ def test_quality_is_plain_json_the_same_every_time_and_a_table():
     table = describe_quality(quality)
     assert [row["layer"] for row in table] == ["0", "1"]
     assert all(isinstance(value, str) for row in table for value in row.values())
+
+
+def test_pairs_that_are_all_in_one_half_have_no_figures():
+    """Personas that are asked one question: the halves are the even and the odd questions."""
+    samples = replace(samples_of(8, 6.0), fold_R=torch.zeros(16, dtype=torch.long))
+    assert [row["auroc"] for row in quality_of(samples)["layers"]] == [None] * LAYERS
+    axes = measure_axes(samples, partial(find, "mean_difference", size=Size(1), seed=0),
+                        find("mean_difference", samples, Size(1), 0))
+    assert [row["auroc"] for row in axes["layers"]] == [{}] * LAYERS
