@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from routed_rl.config import DegradeConfig
+from routed_rl.config import DegradeConfig, SubspaceConfig
 from routed_rl.errors import SubspaceError
 from routed_rl.extraction.activations import gather, kinds_of
 from routed_rl.extraction.contrast import ContrastPair, TokenPair, data_file, read_prompts, tokenize_pairs
@@ -34,8 +34,19 @@ def prepare(job: Job) -> Callable[[], Subspace]:
     if (job.config.rank or 0) > job.width:
         raise SubspaceError(f"subspace.rank={job.config.rank} is more than the width {job.width} of the stream of "
                             f"{job.model_path}; lower subspace.rank")
+    _refuse_flip(job.config)
     make, worse = METHODS[job.config.method](job), job.config.degrade
     return make if worse == DegradeConfig() else lambda: degrade(make(), worse.angle, worse.missing, job.seed)
+
+
+def _refuse_flip(config: SubspaceConfig) -> None:
+    """SubspaceError if `subspace.flip` is set where it would do nothing: for axes whose sign is known."""
+    path = Path(config.path or "")
+    extracted = path.is_dir() and not (path / "adapter_config.json").is_file()
+    if config.flip and (config.method not in ("sae", "file", "random", "union") or (config.method == "file" and extracted)):
+        what = f"{path} is the folder of axes" if config.method == "file" else f"subspace.method={config.method} finds axes"
+        raise SubspaceError(f"subspace.flip=true negates vectors of an SAE or a file, and {what} whose sign is known already; "
+                            "leave it out, or exchange the positive and negative prompts")
 
 
 def from_pairs(job: Job) -> Callable[[], Subspace]:
@@ -122,7 +133,8 @@ def from_parts(job: Job) -> Callable[[], Subspace]:
     def make() -> Subspace:
         parts = [(name, make_part()) for name, make_part in makers]
         made = union(parts, job.size)
-        details = {"order": job.config.parts, "parts": [dataclasses.asdict(part.provenance) for _, part in parts]}
+        details = {"order": job.config.parts, "parts": [dataclasses.asdict(part.provenance) for _, part in parts],
+                   **job.read_at(parts[0][1])}
         return dataclasses.replace(made, provenance=job.provenance("", details),
                                    quality=no_quality(made.directions, job.config.rank))
 

@@ -95,7 +95,7 @@ def from_random(job: Job) -> Callable[[], Subspace]:
         spreads = [real.strengths(layer) * real.units[layer] for layer in range(job.layers)]
         unmeasured = dict.fromkeys(("stability", "captured", "captured_random", "captured_ratio", "captured_place"))
         quality = real.quality | {"layers": [row | unmeasured for row in real.quality["layers"]]}  # those of the axes stay
-        details = {"of": job.config.path, "real": asdict(real.provenance), "seed": job.seed}
+        details = {"of": job.config.path, "real": asdict(real.provenance), "seed": job.seed, **job.read_at(real)}
         return replace(real, directions=rotated(real.directions, job.seed), spreads=spreads,
                        provenance=job.provenance("", details), quality=quality)
 

@@ -13,7 +13,7 @@ from routed_rl.extraction.contrast import ContrastPair
 from routed_rl.extraction.responses import Respond
 from routed_rl.model.prompts import eos_ids
 from routed_rl.model.targets import decoder_layers
-from routed_rl.subspace import Provenance, Size
+from routed_rl.subspace import Provenance, Size, Subspace
 
 Progress = Callable[[int, int], None]
 """Function that is called after each part of the work (a batch of distinct prompts, a direction, a step), with the number of
@@ -78,5 +78,11 @@ class Job:
         return sha256(file) if file is not None and file.is_file() else ""
 
     def provenance(self, source: str, details: dict[str, Any]) -> Provenance:
+        """Return where a subspace comes from. `details` may say another hook than the settings; see `read_at`."""
         return Provenance(self.config.method, self.model_path, self.model_hash, self.width, self.layers, self.config.rank,
-                          source, self.hash_of(source), {**details, "hook": self.config.hook})
+                          source, self.hash_of(source), {"hook": self.config.hook, **details})
+
+    @staticmethod
+    def read_at(subspace: Subspace) -> dict[str, Any]:
+        """Return the details that say where the stream was read to find `subspace`, for one that is made of it."""
+        return {key: value for key, value in subspace.provenance.details.items() if key in ("hook", "tokens")}

@@ -195,3 +195,11 @@ def test_lists_in_words_that_the_model_does_not_know_are_refused(files, settings
 def test_settings_that_make_no_sense_are_refused_before_anything_is_loaded(settings, changes, message):
     with pytest.raises(ConfigError, match=message):
         settings(**changes)
+
+
+@pytest.mark.slow
+def test_what_is_made_of_subspaces_is_read_where_the_first_of_them_was(files, settings):
+    drawn = run(files, settings(method="random", path=str(files / "axis"), hook="resid_pre"))
+    both = run(files, settings(method="union", parts=[str(files / "axis"), str(files / "personas")], hook="resid_pre"))
+    for made in (drawn, both):
+        assert (made.provenance.details["tokens"], made.provenance.details["hook"]) == ("response_mean", "resid_post")
