@@ -50,9 +50,7 @@ def read_prompts(path: str | Path) -> list[ContrastPair]:
     lines are skipped. SubspaceError for a line that is no pair."""
     pairs = []
     for number, record in read_lines(path, prompts=("positive", "negative")):
-        if not isinstance(kind := record.get("kind"), str | None):
-            raise SubspaceError(f"prompts file {path}, line {number}: \"kind\" must be text, got {kind!r}")
-        pairs.append(ContrastPair(record["positive"], record["negative"], kind, number))
+        pairs.append(_pair(record, f"prompts file {path}, line {number}", number))
     return pairs
 
 
@@ -67,10 +65,16 @@ def pairs_of(given: Iterable[Any]) -> list[ContrastPair]:
         if not isinstance(each, dict):
             raise SubspaceError(f"{where} is {each!r:.60}, no pair; write (positive, negative)")
         require(each, where, ("positive", "negative"), ())
-        pairs.append(ContrastPair(each["positive"], each["negative"], each.get("kind"), number))
+        pairs.append(_pair(each, where, number))
     if not pairs:
         raise SubspaceError("contrast prompts: the list is empty; give pairs (positive, negative)")
     return pairs
+
+
+def _pair(record: dict[str, Any], where: str, number: int) -> ContrastPair:
+    if not isinstance(kind := record.get("kind"), str | None):
+        raise SubspaceError(f"{where}: \"kind\" must be text, got {kind!r}")
+    return ContrastPair(record["positive"], record["negative"], kind, number)
 
 
 def read_lines(path: str | Path, what: str = "prompts file", setting: str = "subspace.prompts", *, prompts: Sequence[str] = (),

@@ -12,7 +12,7 @@ from routed_rl.config import SubspaceConfig, closest
 from routed_rl.errors import ConfigError
 from routed_rl.extraction.contrast import pairs_of
 from routed_rl.extraction.find import prepare
-from routed_rl.extraction.job import Job
+from routed_rl.extraction.job import OWN, Job
 from routed_rl.model.weights import model_hash
 from routed_rl.shapes import fits
 from routed_rl.subspace import Subspace
@@ -44,6 +44,9 @@ def extract_subspace(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
     from_file = isinstance(prompts, (str, Path))
     config = SubspaceConfig(prompts=str(prompts) if from_file else None, **settings)
     name = model.config.name_or_path or type(model).__name__
+    if prompts is not None and config.method in OWN:
+        raise ConfigError(f"extract_subspace: method={config.method} makes its own prompts from lists of personas and questions; "
+                          "leave prompts out, or choose another method")
     pairs = None if prompts is None or from_file else pairs_of(prompts)
     return prepare(Job(model, tokenizer, config, name, model_hash(model), seed, pairs=pairs))()
 

@@ -246,6 +246,8 @@ def test_folders_and_checkpoints_that_do_not_fit_are_refused_and_nothing_is_writ
     ([], {}, "the list is empty; give pairs"), (["text"], {}, r"pair 1 is 'text', no pair; write \(positive, negative\)"),
     ([("bad add", "")], {}, 'pair 1: "negative" must be text'), (None, {}, "no contrast prompts"),
     ([("bad add", "good add")], {"ranks": 2}, "has no setting ranks; did you mean rank?"),
+    ([{"positive": "bad add", "negative": "good add", "kind": 3}], {}, 'pair 1: "kind" must be text, got 3'),
+    ([("bad add", "good add")], {"method": "assistant_axis"}, "method=assistant_axis makes its own prompts"),
     ([("bad add", "good add")], {"rank": "2"}, r"extract_subspace: rank must be int \| None, got '2'"),
     ([("bad add", "good add")], {"layout": "shared"}, r"give the trainer bases=SubspaceConfig\(layout=")])
 def test_prompts_that_are_none_are_refused(parts, prompts, settings, message):
