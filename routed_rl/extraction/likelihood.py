@@ -5,11 +5,13 @@ Shape letters: R rows (one per answer), T tokens, D stream width.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from routed_rl.errors import SubspaceError
 from routed_rl.extraction.answers import Answers
 from routed_rl.model.prompts import padded
 from routed_rl.model.stream import reading, resuming
@@ -32,20 +34,18 @@ class Likelihood:
         self.counts_R = torch.tensor([len(side) for _, side in rows], dtype=torch.float64)
         kept: list[Tensor] = []
         with torch.no_grad(), reading(model, lambda stream: kept.append(stream if len(kept) == layer else stream[:0])):
-            self._hidden(torch.arange(len(rows)))
+            hidden_RTD = self._hidden(torch.arange(len(rows)))
+            self._check_logits(hidden_RTD)
         self.stream_RTD = kept[layer]
 
     def sums(self, change: Change, rows: Tensor | None = None) -> Tensor:
         """Return the log-probability of each answer under `change`, summed over the answer's tokens, (R,) float32 on the model's
         device. `rows`: the indices of the answers; None: all. Differentiable."""
         rows = torch.arange(len(self.ids_RT)) if rows is None else rows
-        text, unembed, where_RT = self.model.config.get_text_config(), self.model.get_output_embeddings(), self.where_RT[rows]
-        assert unembed is not None
+        where_RT = self.where_RT[rows]
         with resuming(self.model, self.layer, change(self.stream_RTD[rows])):
             hidden_RTD = self._hidden(rows)
-        logits = unembed(hidden_RTD[where_RT.to(hidden_RTD.device)]).float()
-        if cap := getattr(text, "final_logit_softcapping", None):
-            logits = cap * torch.tanh(logits / cap)
+        logits = self._logits(hidden_RTD[where_RT.to(hidden_RTD.device)])
         following = self.ids_RT[rows].roll(-1, dims=1)[where_RT].to(logits.device)
         chosen = logits.log_softmax(-1).gather(-1, following.unsqueeze(-1)).squeeze(-1)
         owner = where_RT.nonzero()[:, 0].to(chosen.device)
@@ -56,6 +56,27 @@ class Likelihood:
         between the two answers of a pair in log-probability per token, as a mean over pairs."""
         each_R = self.sums(change).double().cpu() / self.counts_R
         return (each_R[0::2] - each_R[1::2]).mean().item()
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """Return the logits (..., V), float32, as the model makes them of the last hidden state (..., D)."""
+        text, unembed = self.model.config.get_text_config(), self.model.get_output_embeddings()
+        assert unembed is not None
+        logits = unembed(hidden).float()
+        logits = logits * getattr(text, "logit_scale", 1.0) / getattr(text, "logits_scaling", 1.0)  # Cohere; Granite
+        logits = logits * getattr(text, "lm_head_multiplier", 1.0)  # Falcon-H1
+        cap = getattr(text, "final_logit_softcapping", None)
+        return cap * torch.tanh(logits / cap) if cap else logits
+
+    def _check_logits(self, hidden_RTD: Tensor) -> None:
+        """SubspaceError if the model multiplies its logits by a number that `_logits` does not know."""
+        row = int(self.mask_RT.sum(1).argmin())
+        end = int(self.mask_RT[row].sum())
+        own = cast(Any, self.model)(input_ids=self.ids_RT[row:row + 1, :end], use_cache=False).logits[0, -1].double()
+        ours = self._logits(hidden_RTD[row, end - 1]).to(own)
+        if (own @ ours / (ours @ ours) - 1).abs() > 0.1:  # far above rounding in 16 bits
+            raise SubspaceError(f"a {self.model.config.model_type} model scales its logits in a way that is not known, so the "
+                                "likelihoods of answers cannot be computed; set subspace.check.axes=0, or another "
+                                "subspace.method")
 
     def _hidden(self, rows: Tensor) -> Tensor:
         return self.model.base_model(input_ids=self.ids_RT[rows], attention_mask=self.mask_RT[rows],

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from routed_rl.errors import SubspaceError
 from routed_rl.model.prompts import padded
 from routed_rl.model.stream import reading
 
@@ -32,8 +33,13 @@ def respond(model: PreTrainedModel, sequences: list[tuple[int, ...]], settings: 
     """Sample one response to each of B prompts, `sequences` of token ids. Returns the token ids of the responses, and the mean of
     the stream over exactly these tokens at the hook point `hook` of each layer, (L, B, D), on the CPU.
 
-    The responses depend on the generator, and on which prompts are run together.
+    The responses depend on the generator, and on which prompts are run together. SubspaceError if a prompt leaves no room for a
+    response.
     """
+    room = getattr(model.config.get_text_config(), "max_position_embeddings", None) or float("inf")
+    if (length := max(map(len, sequences))) + settings.tokens > room:
+        raise SubspaceError(f"a prompt of {length} tokens and subspace.response_tokens={settings.tokens} are more than the model "
+                            f"takes, {room}; lower subspace.response_tokens, or shorten personas and questions")
     ids, mask = (each.to(model.device) for each in padded(sequences, settings.ends[0], side="left"))
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     output = cast(Any, model)(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)

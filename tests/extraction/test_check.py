@@ -5,14 +5,18 @@ import json
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, CohereConfig, GraniteConfig, LlamaConfig
 
 from routed_rl.config import SubspaceCheckConfig
-from routed_rl.errors import CheckFailed
-from routed_rl.extraction.answers import reference_answers
+from routed_rl.errors import CheckFailed, SubspaceError
+from routed_rl.extraction.answers import Answers, reference_answers
 from routed_rl.extraction.causal import causal_check
 from routed_rl.extraction.check import verdicts
 from routed_rl.extraction.job import Job
+from routed_rl.extraction.likelihood import Likelihood
+from routed_rl.model.families import FAMILIES
 from routed_rl.model.load import load_model, load_tokenizer
+from routed_rl.model.targets import FOUND
 from routed_rl.model.weights import model_hash
 from routed_rl.subspace import Provenance, Subspace
 from tests import pipeline
@@ -105,3 +109,21 @@ def test_what_was_not_measured_fails_nothing_and_is_said():
              "causal": {"missing": "no answers"}, "cosines": {}}
     said = verdicts(found, SubspaceCheckConfig())
     assert [verdict.good for verdict in said] == [None] * 4 and all("not measured" in verdict.answer for verdict in said)
+
+
+@pytest.mark.parametrize(("kind", "changes"), [
+    (GraniteConfig, {"logits_scaling": 4.0}), (CohereConfig, {"logit_scale": 0.25}), (LlamaConfig, {})])
+def test_likelihoods_are_those_of_the_models_own_logits_or_are_refused(kind, changes):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(kind(
+        vocab_size=20, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
+        pad_token_id=0, bos_token_id=0, eos_token_id=0, **changes)).eval()
+    object.__setattr__(model, FOUND, FAMILIES["llama"])
+    answers = [Answers((3, 4, 5), (6, 7), (8,))]
+    with torch.no_grad():
+        own = model(torch.tensor([[3, 4, 5, 6, 7]])).logits[0].log_softmax(-1)
+        found = Likelihood(model, answers, 0).sums(lambda stream: stream)
+    torch.testing.assert_close(found, torch.stack([own[2, 6] + own[3, 7], own[2, 8]]))
+    model.register_forward_hook(lambda _module, _inputs, output: setattr(output, "logits", 3 * output.logits))
+    with pytest.raises(SubspaceError, match=f"a {model.config.model_type} model scales its logits in a way that is not known"):
+        Likelihood(model, answers, 0)

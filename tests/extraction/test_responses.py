@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from routed_rl.errors import SubspaceError
 from routed_rl.extraction.responses import Respond, respond
 from routed_rl.model.stream import HOOK_POINTS, capturing, resuming
 from routed_rl.model.targets import decoder_layers
@@ -77,3 +78,9 @@ def test_going_on_from_a_changed_layer_is_changing_that_layer_in_a_whole_forward
         after = model(input_ids=ids).logits
     torch.testing.assert_close(resumed, whole, rtol=0, atol=1e-5)
     assert not torch.allclose(resumed, before, atol=1e-3) and torch.equal(after, before)
+
+
+def test_a_prompt_that_leaves_no_room_for_a_response_is_refused():
+    model = make_model("gpt2")
+    with pytest.raises(SubspaceError, match="a prompt of 62 tokens and subspace.response_tokens=3 are more than .* takes, 64"):
+        respond(model, [(5,), (5,) * 62], Respond(3, 1.0, (1,)), torch.Generator())
