@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from routed_rl.artifacts import RunFolder, sealed_folder
 from routed_rl.checkpoint import save_quarantine
 from routed_rl.errors import ModelError
 from routed_rl.export.adapter import export_quarantine
+from routed_rl.export.merging import merged
 from routed_rl.export.models import discard_but, merged_policy
 from routed_rl.export.stock import discard
 from routed_rl.model.adapter import merge, save_adapter
 from routed_rl.model.metadata import family_metadata
 from tests.builders import Run, batch, random_bases, relative, tiny
+from tests.chat import chat_tokenizer
 
 KINDS = {"llama": {}, "gpt2": {}, "gemma2": {}, "qwen2": {"tie_word_embeddings": True}, "mixtral": {}}
 
@@ -80,8 +85,27 @@ def test_an_adapter_of_another_model_is_refused(saved, tmp_path):
             with pytest.raises(ModelError, match="deployed is no LoRA on") as refusal:
                 merge(tiny(other, layers=2), adapter)
             assert "\n" not in str(refusal.value)
+    if family == "llama":
+        tensors = dict(list(load_file(adapter / "adapter_model.safetensors").items())[1:])
+        shutil.copytree(adapter, tmp_path / "partial")
+        save_file(tensors, tmp_path / "partial" / "adapter_model.safetensors")
+        with pytest.raises(ModelError, match="partial is no LoRA on .*it lacks base_model"):
+            merge(tiny(family, layers=3), tmp_path / "partial")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "adapter_config.json").write_text((adapter / "adapter_config.json").read_text())
     save_file({"x": torch.zeros(1)}, tmp_path / "broken" / "adapter_model.safetensors")
     with pytest.raises(ModelError, match="broken is no LoRA on"):
         merge(tiny(family, layers=3), tmp_path / "broken")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("saved", ["llama"], indirect=True)
+def test_the_rest_of_a_merged_model_that_keeps_a_part_is_an_adapter_of_that_model(saved, tmp_path):
+    run, folder, family = saved
+    policy = logits(run.model)
+    kept = merged(lambda out, finish: discard_but(folder, out, {"env1": {"share": 0.5}}, finish=finish), tmp_path / "kept",
+                  tiny(family, layers=3), chat_tokenizer())
+    rest = export_quarantine(folder, tmp_path / "rest", kept=kept)
+    assert json.loads((rest / "adapter_config.json").read_text())["base_model_name_or_path"] == str(kept)
+    whole = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(kept), str(rest))
+    assert relative(logits(whole), policy) < 1e-5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -290,6 +291,23 @@ def test_an_adapter_is_of_the_folder_it_is_loaded_on(tmp_path: Path) -> None:
     (kept / "kept.json").write_text((kept / "kept.json").read_text().replace("0.5", "0.9"))
     with pytest.raises(CheckpointError, match=r"damaged: kept\.json"):
         export_quarantine(saved.run, tmp_path / "adapter", kept=kept)
+
+
+@pytest.mark.slow
+def test_the_adapter_of_another_step_is_not_of_the_deployed_model_of_the_last(tmp_path: Path) -> None:
+    saved = Saved(llama(), tmp_path)
+    discard(saved.run, saved.run.deployed)
+
+    def base(out: str, step: int) -> str:
+        adapter = export_quarantine(saved.run, tmp_path / out, step=step)
+        return json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
+
+    assert base("last", 7) == str(saved.run.deployed)
+    with sealed_folder(saved.run.checkpoint(6)) as checkpoint:
+        shutil.copytree(saved.run.checkpoint(7), checkpoint, dirs_exist_ok=True, ignore=lambda *_: ["COMPLETE.json"])
+        saved.model.lm_head.weight.data.mul_(2)
+        saved.model.save_pretrained(checkpoint)
+    assert base("earlier", 6) == str(saved.run.checkpoint(6))
 
 
 def test_sharded_weights_are_merged_and_discarded(tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
 """Exports the quarantine as a stock PEFT adapter. Shape letters: D stream width, K rank, N input width."""
 
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from routed_rl.artifacts import RunFolder, read_object, require_seal, step_of
+from routed_rl.artifacts import SEAL, RunFolder, read_object, require_seal, step_of
 from routed_rl.checkpoint import quarantined
 from routed_rl.errors import CheckpointError
 from routed_rl.export.lora import retained, write_lora
@@ -21,8 +22,8 @@ def export_quarantine(run: RunFolder, out: Path, environment: str | None = None,
     The deployed model with this adapter on it, `PeftModel.from_pretrained(deployed, out)`, has the policy's logits; if `kept` was
     given, the model in `kept` with the adapter has them. `lora_A` holds the coefficients C (K, N), `lora_B` the matrix (D, K) by
     which they are multiplied, and every alpha equals its rank. For a run that trained a LoRA, the adapter belongs to the base
-    model and must be active together with the deployed LoRA. Targets of rank 0 are left out. In modes other than `route` the
-    parts do not sum to the whole.
+    model and must be active together with the deployed LoRA, unless `kept` is a plain model into which that was merged. Targets
+    of rank 0 are left out. In modes other than `route` the parts do not sum to the whole.
     """
     checkpoint = run.require_checkpoint(step)
     shares = {environment: 1.0} if environment else _missing_in(kept, checkpoint) if kept else None
@@ -30,13 +31,19 @@ def export_quarantine(run: RunFolder, out: Path, environment: str | None = None,
     if not targets:
         raise CheckpointError(f"the quarantine of {run.path} has rank 0 everywhere, so there is no adapter to write; "
                               "the policy is the deployed model: use `routed-rl discard`")
-    if is_lora(checkpoint):
+    if is_lora(checkpoint) and (kept is None or is_lora(kept)):
         base = retained(checkpoint)[1]
     else:
-        deployed = kept.absolute() if kept else run.deployed
-        base = str(deployed if deployed.is_dir() and (kept or not (deployed / KEPT).exists()) else checkpoint)
+        base = str(kept.absolute() if kept else run.deployed if _is_deployed(run.deployed, checkpoint) else checkpoint)
     return publish(out, lambda folder: write_lora(folder, {}, targets, base, transposed=is_transposed(checkpoint)), finish,
                    step_of(checkpoint))
+
+
+def _is_deployed(folder: Path, checkpoint: Path) -> bool:
+    """Whether a folder holds the deployed model of this checkpoint, and neither that of another step nor one that keeps parts."""
+    ours, theirs = (read_object(place / SEAL, {}) or {} for place in (checkpoint, folder))
+    weights = {name for name in ours if fnmatch(name, "model*.safetensors")}
+    return bool(weights) and not (folder / KEPT).exists() and all(ours[name] == theirs.get(name) for name in weights)
 
 
 def _missing_in(kept: Path, checkpoint: Path) -> dict[str, float]:

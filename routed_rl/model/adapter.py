@@ -117,6 +117,8 @@ def merge(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         known, stored = {name.replace(f".{NAME}.", ".") for name in wrapped.state_dict()}, load_file(folder / ADAPTER)
         if not stored.keys() <= known:
             raise ValueError(f"it has {min(stored.keys() - known)}")
+        if missing := {name for name in known if ".lora_" in name} - stored.keys():
+            raise ValueError(f"it lacks {min(missing)}")
         merged = cast(Any, wrapped).merge_and_unload()
     return merged
 
