@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,12 +25,17 @@ class Hub:
 
     def __init__(self) -> None:
         self.files, self.private, self.commits, self.error = dict[str, bytes](), None, 0, ""
+        self.public = False
+        """Whether the repository exists already and is public."""
 
     def create_repo(self, repo: str, *, private: bool | None, exist_ok: bool) -> str:
         if self.error:
             raise OSError(self.error)
-        self.private = private
+        self.private = private and not self.public
         return f"https://hub/{repo}"
+
+    def repo_info(self, repo: str) -> SimpleNamespace:
+        return SimpleNamespace(private=self.private)
 
     def list_repo_files(self, repo: str) -> list[str]:
         return [".gitattributes", *self.files]
@@ -129,3 +135,9 @@ def test_an_error_of_the_hub_is_one_line_without_the_token(run, hub, capsys):
     assert "the hub did not take me/model: OSError: 403 for ***" in line and TOKEN not in line
     with pytest.raises(HubError):
         pipeline.push(str(RunFolder(run).path), "me/model")
+
+
+def test_private_on_a_repository_that_is_public_sends_nothing(run, hub, capsys):
+    hub.public = True
+    assert "me/model exists and is public, so --private would do nothing" in refused(capsys, run, "me/model", "--private")
+    assert hub.commits == 0 and main(["push", str(run), "me/model"]) == 0

@@ -124,6 +124,9 @@ def _send(repo: str, files: Files, *, private: bool, force: bool) -> str:
     with reading(HubError, f"the hub did not take {repo}"):
         api = HfApi()
         address = api.create_repo(repo, private=private or None, exist_ok=True)
+        if private and not api.repo_info(repo).private:
+            raise ConfigError(f"{repo} exists and is public, so --private would do nothing and nothing was sent; make it private "
+                              "on the hub, or give another name")
         there = set(api.list_repo_files(repo)) - {".gitattributes"}
         if there and not force:
             raise ConfigError(f"{repo} has {len(there)} files already, such as {min(there)}; give another name, or replace them "
