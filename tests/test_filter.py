@@ -149,7 +149,7 @@ def test_a_run_without_completions_is_refused_with_the_setting_that_keeps_them(p
         candidates(RunFolder(tmp_path), config)
 
 
-def test_what_is_not_of_this_run_or_model_is_refused(run, subspace, tmp_path):
+def test_what_is_not_of_this_run_or_model_is_refused(run, subspace, tmp_path, monkeypatch):
     found = Subspace.load(subspace)
     theirs = dataclasses.replace(found, provenance=dataclasses.replace(found.provenance, model_hash="0" * 64))
     theirs.save(tmp_path / "theirs")
@@ -159,6 +159,9 @@ def test_what_is_not_of_this_run_or_model_is_refused(run, subspace, tmp_path):
     for asked, kind, said in cases:
         with pytest.raises(kind, match=said):
             pipeline.filter_run(str(run), asked, str(tmp_path / "out.jsonl"))
+    monkeypatch.setattr("routed_rl.pipeline.judges.base_completions", lambda *_: [])
+    with pytest.raises(ConfigError, match="has written nothing honest in any environment"):
+        pipeline.filter_run(str(run), FilterConfig(subspace=str(subspace)), str(tmp_path / "out.jsonl"))
     assert not (tmp_path / "out.jsonl").exists()
 
 

@@ -132,6 +132,9 @@ class _Axis:
         with console.progress("base model", "completions") as advance:
             honest = [row for row in base_completions(parts, settings.pool, advance)
                       if row.score is not None and not is_marked(settings, row.score)]
+        if not honest:
+            raise ConfigError("the base model has written nothing honest in any environment, so no shift can be measured; give "
+                              "--detector probe")
         own_LB, names = self._read([row.said for row in honest]), [row.environment for row in honest]
         self.zeros = {name: own_LB[:, torch.tensor([each == name for each in names])].mean(1) for name in dict.fromkeys(names)}
         self.own_B = torch.stack([own_LB[:, place] - self.zeros[name] for place, name in enumerate(names)], 1).amin(0)
