@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -26,6 +26,7 @@ from transformers import (
     Olmo2Config,
     Olmo2ForCausalLM,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3MoeConfig,
@@ -37,13 +38,14 @@ from routed_rl.errors import CheckpointError, ConfigError, ModelError, RunFolder
 from routed_rl.export.adapter import export_quarantine
 from routed_rl.export.dtype import cast
 from routed_rl.export.models import discard_but, merged_policy
-from routed_rl.export.stock import discard
+from routed_rl.export.stock import copy_stock_files, discard
 from routed_rl.linalg import random_basis
 from routed_rl.model.metadata import family_metadata
 from routed_rl.model.targets import find_writers
 from routed_rl.routing import RoutingContext
 from routed_rl.routing.quarantine import Quarantine
 from routed_rl.routing.target import Target
+from tests.chat import chat_tokenizer
 
 TOLERANCE = 1e-5
 """float32 rounding: the policy adds A(Cx) in another order than the adapter or the merged weight."""
@@ -153,6 +155,28 @@ def test_the_discarded_model_is_the_ablated_policy_exactly(saved: Saved, tmp_pat
 def test_the_deployed_folder_holds_nothing_of_the_quarantine(saved: Saved, tmp_path: Path) -> None:
     names = {file.name for file in discard(saved.run, tmp_path / "deployed").iterdir()}
     assert names == {"COMPLETE.json", "config.json", "generation_config.json", "model.safetensors"}
+
+
+def test_every_chat_template_of_the_tokenizer_is_copied(tmp_path: Path) -> None:
+    for place in ("model", "out"):
+        (tmp_path / place).mkdir()
+    tokenizer = chat_tokenizer()
+    tokenizer.chat_template = {"default": "a", "tool_use": "b"}
+    tokenizer.save_pretrained(tmp_path / "model")
+    copy_stock_files(tmp_path / "model", tmp_path / "out")
+    assert PreTrainedTokenizerFast.from_pretrained(tmp_path / "out").chat_template == {"default": "a", "tool_use": "b"}
+
+
+def test_a_checkpoint_without_a_weight_of_the_quarantine_is_not_merged_in_part(tmp_path: Path) -> None:
+    saved = Saved(llama(), tmp_path)
+    with sealed_folder(saved.run.checkpoint(8)) as checkpoint:
+        shutil.copytree(saved.run.checkpoint(7), checkpoint, dirs_exist_ok=True, ignore=lambda *_: ["COMPLETE.json"])
+        weights = load_file(checkpoint / "model.safetensors")
+        del weights["model.layers.2.mlp.down_proj.weight"]
+        save_file(weights, checkpoint / "model.safetensors")
+    with pytest.raises(CheckpointError, match="has no weight model.layers.2.mlp.down_proj.weight, into which"):
+        merged_policy(saved.run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_stock_adapter_on_the_deployed_model_is_the_policy(saved: Saved, tmp_path: Path) -> None:

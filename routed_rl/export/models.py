@@ -8,6 +8,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from routed_rl.artifacts import RunFolder, step_of, write_json
+from routed_rl.errors import CheckpointError
 from routed_rl.export.publish import Finish, publish
 from routed_rl.export.stock import KEPT, copy_stock_files
 from routed_rl.export.stored import StoredTarget, bias_key, hash_of, is_lora, is_transposed, read_quarantine
@@ -57,9 +58,10 @@ def _copy_merged(checkpoint: Path, folder: Path, targets: list[StoredTarget]) ->
         weights[target.key].append(target)
         if target.bias_K is not None:
             biases[bias_key(target.key)] = target
-    transposed = is_transposed(checkpoint) if targets else False
+    transposed, seen = is_transposed(checkpoint) if targets else False, set[str]()
     for file in folder.glob("model*.safetensors") if targets else []:
         tensors = load_file(file)
+        seen |= tensors.keys()
         for key, tensor in tensors.items():
             for target in weights.get(key, []):
                 held = tensor if target.slice is None else tensor[target.slice]
@@ -68,3 +70,6 @@ def _copy_merged(checkpoint: Path, folder: Path, targets: list[StoredTarget]) ->
             if (target := biases.get(key)) is not None and target.bias_K is not None:
                 tensor += (target.write_DK @ target.bias_K).to(tensor.dtype)
         save_file(tensors, file, metadata={"format": "pt"})
+    if lost := weights.keys() - seen:
+        raise CheckpointError(f"{checkpoint} has no weight {min(lost)}, into which a part of the quarantine must be merged; "
+                              "was it written by another version of transformers? Export the quarantine as an adapter instead")

@@ -9,7 +9,7 @@ from routed_rl.export.publish import Finish, publish
 STOCK_FILES = ("config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json",
                "model-*-of-*.safetensors", "tokenizer.json", "tokenizer_config.json", "tokenizer.model",
                "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model",
-               "chat_template.jinja", "chat_template.json", ADAPTER, ADAPTER_CONFIG)
+               "chat_template.jinja", "additional_chat_templates/*.jinja", "chat_template.json", ADAPTER, ADAPTER_CONFIG)
 """The files of a model folder or an adapter, as `save_pretrained` of a model and a tokenizer writes them."""
 KEPT = "kept.json"
 """The file in the folder of a deployed model that keeps shares of environments' parts. It records which shares are kept, why, and
@@ -30,4 +30,6 @@ def copy_stock_files(source: Path, folder: Path) -> None:
     """Copy the files of a stock model folder, and no others."""
     for pattern in STOCK_FILES:
         for file in source.glob(pattern):
-            shutil.copyfile(file, folder / file.name)
+            copy = folder / file.relative_to(source)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, copy)

@@ -94,7 +94,8 @@ def _files(folder: Path, base: str | None, source: str) -> Files:
     not uploaded, because the hub has hashes of its own. An adapter names its base model by its name on the hub, not by a path of
     this machine."""
     seal = folder / SEAL
-    names = read_json(seal) if seal.exists() else [path.name for path in folder.iterdir() if path.is_file()]
+    names = read_json(seal) if seal.exists() else [
+        str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
     files: Files = {name: folder / name for name in sorted({CARD, *names}) if not name.startswith(".")}
     if ADAPTER_CONFIG not in files:
         if base is not None:
