@@ -274,3 +274,10 @@ def test_a_file_as_large_as_the_labs_takes_seconds(tmp_path):
     start = time.process_time()
     run(SubspaceConfig(prompts=path))
     assert time.process_time() - start < 10  # .5 s on an idle core
+
+
+def test_a_prompts_file_of_windows_is_read_like_any_other(tmp_path):
+    lines = '{"positive": "a", "negative": "b"}\r\n\r\n{"positive": "c", "negative": "d"}\r\n'
+    (tmp_path / "p.jsonl").write_bytes(lines.encode("utf-8-sig"))
+    found = [(pair.positive, pair.negative, pair.line) for pair in read_prompts(tmp_path / "p.jsonl")]
+    assert found == [("a", "b", 1), ("c", "d", 3)]

@@ -85,7 +85,7 @@ def read_lines(path: str | Path, what: str = "prompts file", setting: str = "sub
     neither may be empty."""
     file = data_file(path, what, setting)
     with reading(SubspaceError, f"{what} {path} is not UTF-8 text"):
-        lines = file.read_text(encoding="utf-8").split("\n")
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     records = []
     for number, line in enumerate(lines, start=1):
         if line.strip():

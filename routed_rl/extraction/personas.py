@@ -23,11 +23,19 @@ def persona_pairs(config: SubspaceConfig, tokenizer: PreTrainedTokenizerBase, qu
     if traits:
         entries = _entries(config.traits_file, "traits_file", ("name", "elicit", "suppress"), config.traits, config.only)
         personas = [(trait["name"], trait["elicit"], trait["suppress"], line) for line, trait in entries]
+        if wrong := [(name, line) for name, *_, line in personas if "/" in name or name == "persona"]:
+            raise SubspaceError(f"{config.traits_file}, line {wrong[0][1]}: {wrong[0][0]!r} cannot be the name of an axis; give "
+                                "the trait another name, without '/' and other than persona")
     else:
         entries = _entries(config.roles_file, "roles_file", ("name", "prompt"), config.roles, config.only)
         personas = [(role["name"], role["prompt"], "", line) for line, role in entries]
         if len(personas) < 2:
             raise SubspaceError(f"assistant_axis needs two roles or more, got {len(personas)}; raise subspace.roles")
+    lines = dict[str, int]()
+    for name, *_, line in personas:
+        if lines.setdefault(name, line) != line or config.only.count(name) > 1:
+            raise SubspaceError(f"{config.traits_file if traits else config.roles_file}, line {line}: {name!r} is taken twice; "
+                                "give each name once, there and in subspace.only")
     return [ContrastPair(ask(config, tokenizer, positive, question), ask(config, tokenizer, negative, question), name, line,
                          asked % 2 if traits or place % 2 == asked % 2 else -1)
             for asked, question in enumerate(questions) for place, (name, positive, negative, line) in enumerate(personas)]

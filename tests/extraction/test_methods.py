@@ -8,12 +8,13 @@ from safetensors.torch import save_file
 
 from routed_rl.errors import ConfigError, SubspaceError
 from routed_rl.extraction import Job, prepare
+from routed_rl.extraction.personas import persona_pairs
 from routed_rl.linalg import orthonormality_error
 from routed_rl.model.load import load_model, load_tokenizer
 from routed_rl.model.weights import model_hash
 from routed_rl.subspace import Subspace
 from tests import pipeline
-from tests.chat import chat_config
+from tests.chat import chat_config, chat_tokenizer
 from tests.tiers import tiered
 
 WIDTH, LAYERS = 32, 2
@@ -203,3 +204,14 @@ def test_what_is_made_of_subspaces_is_read_where_the_first_of_them_was(files, se
     both = run(files, settings(method="union", parts=[str(files / "axis"), str(files / "personas")], hook="resid_pre"))
     for made in (drawn, both):
         assert (made.provenance.details["tokens"], made.provenance.details["hook"]) == ("response_mean", "resid_post")
+
+
+@pytest.mark.parametrize(("names", "only", "message"), [
+    (["evil", "sly", "evil"], [], "line 3: 'evil' is taken twice"), (["evil"], ["evil", "evil"], "'evil' is taken twice"),
+    (["good/evil"], [], "line 1: 'good/evil' cannot be the name of an axis"), (["persona"], [], "line 1: 'persona' cannot be")])
+def test_traits_whose_names_are_no_names_of_axes_are_refused_before_the_model_writes(settings, tmp_path, names, only, message):
+    lines = [json.dumps({"name": name, "elicit": "bad", "suppress": "good"}) for name in names]
+    (tmp_path / "traits.jsonl").write_text("\n".join(lines))
+    with pytest.raises(SubspaceError, match=message):
+        persona_pairs(settings(method="persona_vectors", traits_file=str(tmp_path / "traits.jsonl"), only=only),
+                      chat_tokenizer(), ["add 1 2"])
