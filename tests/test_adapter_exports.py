@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,8 @@ from routed_rl.export.models import discard_but, merged_policy
 from routed_rl.export.stock import discard
 from routed_rl.model.adapter import merge, save_adapter
 from routed_rl.model.metadata import family_metadata
+from routed_rl.report.card.facts import Facts, Leaving
+from routed_rl.report.data import RunData
 from tests.builders import Run, batch, random_bases, relative, tiny
 from tests.chat import chat_tokenizer
 
@@ -106,6 +109,9 @@ def test_the_rest_of_a_merged_model_that_keeps_a_part_is_an_adapter_of_that_mode
     kept = merged(lambda out, finish: discard_but(folder, out, {"env1": {"share": 0.5}}, finish=finish), tmp_path / "kept",
                   tiny(family, layers=3), chat_tokenizer())
     rest = export_quarantine(folder, tmp_path / "rest", kept=kept)
+    data = RunData(folder.path, {"model": {"adapter": {"kind": "lora"}}}, {}, [], [], [], None, [], None, {}, [])
+    card = partial(Facts, data, folder=rest, results={})
+    assert not card(leaving=Leaving("quarantine", 4, rest=True)).beside and card(leaving=Leaving("quarantine", 4)).beside
     assert json.loads((rest / "adapter_config.json").read_text())["base_model_name_or_path"] == str(kept)
     whole = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(kept), str(rest))
     assert relative(logits(whole), policy) < 1e-5

@@ -53,6 +53,14 @@ class Facts:
         return self.adapter.get("kind", "none") != "none"
 
     @property
+    def beside(self) -> bool:
+        """Whether a quarantine must be active beside the deployed model's LoRA. It need not if it is the rest of a plain model,
+        into which that LoRA was merged with the parts that are kept."""
+        base = (read_object(self.folder / "adapter_config.json", {"base_model_name_or_path": str}) or {}).get(
+            "base_model_name_or_path", "")
+        return self.trains_lora and not (self.leaving.rest and (Path(base) / "kept.json").exists())
+
+    @property
     def adapter(self) -> dict[str, Any]:
         """The settings of the LoRA that was trained; those of kind `none` if the weights were trained."""
         return self.run.setting("model", "adapter") or {}

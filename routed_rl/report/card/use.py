@@ -58,7 +58,7 @@ def loading(facts: Facts) -> list[str]:
         return [*lines, PLAIN, "```", ""]
     if facts.leaving.what in (DEPLOYED, POLICY):
         return [*lines, ADAPTER, "```", ""]
-    return [*lines, BESIDE if facts.trains_lora else ADAPTER, "```", "",
+    return [*lines, BESIDE if facts.beside else ADAPTER, "```", "",
             "The base model of this adapter is the deployed model of the same run and step, with the parts that it keeps; on "
-            "another model it means nothing." if not facts.trains_lora else
+            "another model it means nothing." if not facts.beside else
             "Both adapters belong to the same run and step, and both must be active.", ""]
