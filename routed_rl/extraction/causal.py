@@ -43,7 +43,10 @@ def causal_check(job: Job, subspace: Subspace, progress: Progress | None = None)
     length = check.strength * subspace.units[layer].item()
     directions, effects = [*(subspace.axes[layer][:, column] for column in columns), *drawn], []
     with eval_mode(job.model), torch.no_grad():
-        likelihood = Likelihood(job.model, answers, place)
+        try:
+            likelihood = Likelihood(job.model, answers, place)
+        except SubspaceError as error:  # the subspace may be good all the same
+            return {"missing": str(error)}
         base = likelihood.score(lambda stream: stream)
         for direction in directions:
             effects.append(_effects(likelihood, base, direction, length))

@@ -16,6 +16,8 @@ from routed_rl.extraction.answers import Answers
 from routed_rl.model.prompts import padded
 from routed_rl.model.stream import reading, resuming
 
+SCALES = ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
+"""The fields of a config (of Cohere, Muse Glimmer, Falcon-H1 and Granite) by which its model scales logits; Granite divides."""
 Change = Callable[[Tensor], Tensor]
 """A change to a layer's output: a function that maps the output (R, T, D) to the changed output."""
 
@@ -62,8 +64,10 @@ class Likelihood:
         text, unembed = self.model.config.get_text_config(), self.model.get_output_embeddings()
         assert unembed is not None
         logits = unembed(hidden).float()
-        logits = logits * getattr(text, "logit_scale", 1.0) / getattr(text, "logits_scaling", 1.0)  # Cohere; Granite
-        logits = logits * getattr(text, "lm_head_multiplier", 1.0)  # Falcon-H1
+        for name in SCALES:
+            if (scale := getattr(text, name, None)) is not None:
+                divides = name == "logits_scaling" and text.model_type != "hyperclovax"
+                logits = logits / scale if divides else logits * scale
         cap = getattr(text, "final_logit_softcapping", None)
         return cap * torch.tanh(logits / cap) if cap else logits
 

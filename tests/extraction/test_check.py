@@ -112,7 +112,7 @@ def test_what_was_not_measured_fails_nothing_and_is_said():
 
 
 @pytest.mark.parametrize(("kind", "changes"), [
-    (GraniteConfig, {"logits_scaling": 4.0}), (CohereConfig, {"logit_scale": 0.25}), (LlamaConfig, {})])
+    (GraniteConfig, {"logits_scaling": 4.0}), (CohereConfig, {"logit_scale": 0.25}), (LlamaConfig, {"logit_scale": None})])
 def test_likelihoods_are_those_of_the_models_own_logits_or_are_refused(kind, changes):
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(kind(
