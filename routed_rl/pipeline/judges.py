@@ -128,7 +128,7 @@ class _Axis:
         check_axis(config.monitor.axis, self.subspace)
         settings = dataclasses.replace(config.baseline.detector, layers=asked.layers)
         check_layers(settings, len(self.subspace.axes), config.model.path)
-        self.layers = layers_to_read(self.subspace, asked.layers)
+        self.layers = layers_to_read(self.subspace, asked.layers, config.monitor.axis)
         with console.progress("base model", "completions") as advance:
             honest = [row for row in base_completions(parts, settings.pool, advance)
                       if row.score is not None and not is_marked(settings, row.score)]

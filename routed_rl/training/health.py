@@ -48,7 +48,7 @@ class Health:
                  ) -> None:
         """`base`: gives access to the base model. `span`: the number of steps that learn from one generation."""
         self.config, self.subspace, self.base, self.tokenizer, self.span = config, subspace, base, tokenizer, span
-        self.layers = layers_to_read(subspace)
+        self.layers = layers_to_read(subspace, axis=config.monitor.axis)
 
     def due(self, step: int) -> bool:
         """Return whether the generation that is made after step `step` must be compared: whether a multiple of `monitor.health`

@@ -14,6 +14,7 @@ from routed_rl.extraction.causal import causal_check
 from routed_rl.extraction.check import verdicts
 from routed_rl.extraction.job import Job
 from routed_rl.extraction.likelihood import Likelihood
+from routed_rl.extraction.persona import layers_to_read
 from routed_rl.model.families import FAMILIES
 from routed_rl.model.load import load_model, load_tokenizer
 from routed_rl.model.targets import FOUND
@@ -127,3 +128,12 @@ def test_likelihoods_are_those_of_the_models_own_logits_or_are_refused(kind, cha
     model.register_forward_hook(lambda _module, _inputs, output: setattr(output, "logits", 3 * output.logits))
     with pytest.raises(SubspaceError, match=f"a {model.config.model_type} model scales its logits in a way that is not known"):
         Likelihood(model, answers, 0)
+
+
+def test_completions_are_read_at_a_layer_that_has_the_axis():
+    """A vector of a file may stand at one layer alone; at another every coordinate would be 0."""
+    subspace = along(torch.ones(WIDTH), "h")
+    subspace = dataclasses.replace(subspace, axes=[torch.zeros(WIDTH, 1), subspace.axes[1]])
+    assert layers_to_read(subspace) == [1] == layers_to_read(subspace, [1])
+    with pytest.raises(SubspaceError, match="has no axis axis at layer 0, so nothing can be read there; it has one at 1"):
+        layers_to_read(subspace, [0, 1])
