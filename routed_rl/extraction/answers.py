@@ -82,6 +82,9 @@ def _from_file(job: Job, path: str, setting: str, lines: slice) -> list[Answers]
         require(record, where, (), names)
         prompt = prompt_ids(job.tokenizer, record["prompt"], job.model, where)
         sides = [tuple(ids_of(job.tokenizer, record[side])) for side in names]
+        if not all(sides):
+            raise SubspaceError(f"{where}: \"{names[sides.index(())]}\" has no token for this model, so it has no likelihood; "
+                                "leave the line out")
         if sides[0] == sides[1]:
             raise SubspaceError(f"{where}: \"{names[0]}\" and \"{names[1]}\" are the same, so neither is preferred; leave it out")
         for ids in sides:

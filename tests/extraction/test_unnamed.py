@@ -153,6 +153,7 @@ def test_the_random_control_of_a_folder_has_its_ranks_scales_and_axes_and_other_
     ({"method": "dpo", "pairs": None, "answers": None}, "method=dpo needs preference pairs, and none are .*subspace.pairs="),
     ({"method": "dpo", "pairs": "prompts"}, 'line 1 has no "prompt"'),
     ({"method": "bipo", "pairs": "plain"}, 'line 1 has no "positive"'),
+    ({"method": "dpo", "pairs": "blank"}, 'line 1: "negative" has no token for this model'),
     ({"method": "dpo", "pairs": "same"}, 'line 1: "positive" and "negative" are the same'),
     ({"method": "dpo", "pairs": None, "answers": "answers"}, "has 0 behind the 16 that the causal check uses; add "),
     ({"method": "dpo", "layer": 2}, "subspace.layer=2: .* has layers 0 to 1"),
@@ -168,6 +169,7 @@ def test_the_random_control_of_a_folder_has_its_ranks_scales_and_axes_and_other_
     ({"method": "random", "path": "nowhere"}, "no subspace can be read from nowhere")])
 def test_what_cannot_give_axes_is_refused_in_one_line(job, tiny, changes, message):
     (tiny / "plain.jsonl").write_text('{"prompt": "add 1 2"}\n')
+    (tiny / "blank.jsonl").write_text('{"prompt": "add 1 2", "positive": "3", "negative": " "}\n')
     (tiny / "same.jsonl").write_text('{"prompt": "add 1 2", "positive": "3", "negative": "3"}\n')
     files = {key: str(tiny / f"{value}.jsonl") for key, value in changes.items()
              if key in ("pairs", "answers", "plain_prompts") and value is not None}
