@@ -81,6 +81,7 @@ class Archive:
     def _refuse(self, member: Any) -> None:
         name = PurePosixPath(member.filename)
         outside = name.is_absolute() or ".." in name.parts or "\\" in member.filename or ":" in "".join(name.parts[:1])
+        outside = outside or str(name) != member.filename  # behind `data/`, the rest of `data//x` is an absolute path
         if outside or "\0" in member.orig_filename or stat.S_ISLNK(member.external_attr >> 16):
             raise SharingError(f"{self.path} has the member {member.filename!r}, which would be written outside of the folder; "
                                "it was not written by `routed-rl share`, and nothing was unpacked")

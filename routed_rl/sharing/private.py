@@ -37,7 +37,7 @@ class Private:
         values = [value for name, value in os.environ.items() if len(value) >= 2 * SHORTEST and is_secret(name, value)]
         self.secret = "|".join([*map(_quoted, sorted(values, key=len, reverse=True)), *KEYS])
         places = {str(place) for place in (folder.absolute(), Path.cwd()) if len(place.parts) > 2} | {str(Path.home())}
-        self.place = "|".join([*(_quoted(place) + r"\b" for place in sorted(places - {"/"}, key=len, reverse=True)), HOMES])
+        self.place = "|".join([*(_quoted(place) + _end(place) for place in sorted(places - {"/"}, key=len, reverse=True)), HOMES])
         self.any = "|".join((self.secret, self.place, LOGIN))
 
     def text(self, text: str) -> tuple[str, int]:
@@ -96,8 +96,8 @@ class Private:
                 found += count
             elif isinstance(value, dict):
                 return {key: cleaned(inner) for key, inner in value.items()}
-            elif isinstance(value, list):
-                return [cleaned(inner) for inner in value]
+            elif isinstance(value, (list, tuple)):  # a map is a list of pairs
+                return type(value)(map(cleaned, value))
             return value
 
         values = [cleaned(value) for value in column.to_pylist()]
@@ -115,6 +115,11 @@ def _has_text(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         inner = [kind.value_type]
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or any(map(_has_text, inner))
+
+
+def _end(place: str) -> str:
+    """Return the pattern of the end of a path. RE2 finds no boundary behind a sign or a letter beyond ASCII."""
+    return r"\b" if re.match(r"[A-Za-z0-9_]", place[-1]) else ""
 
 
 def _quoted(text: str) -> str:

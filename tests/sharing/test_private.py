@@ -6,12 +6,14 @@ import re
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 import yaml
 
 from routed_rl.errors import SharingError
 from routed_rl.sharing import Notice, share, unshare
 from routed_rl.sharing.gather import gather
+from routed_rl.sharing.parquet import table_of, written
 from routed_rl.sharing.private import Private
 
 PASSWORD = "sixteen letters or more"
@@ -63,6 +65,17 @@ def test_columns_are_searched_as_text_is(private, tmp_path):
     assert found == 2 and left["text"].tolist() == ["fine", "key ***"] and left["chat"][0][0]["content"] == "HOME/x"
     rows.drop(columns=["text", "chat"]).to_parquet(tmp_path / "a.parquet")
     assert private.parquet(plain := (tmp_path / "a.parquet").read_bytes()) == (plain, 0)
+
+
+def test_a_map_in_a_column_is_searched(private):
+    table = pa.table({"of": pa.array([[("key", SECRETS[0]), ("in", "/home/bob/x")]], pa.map_(pa.string(), pa.string()))})
+    data, found = private.parquet(written(table))
+    assert found == 2 and table_of(data)["of"].to_pylist() == [[("key", "***"), ("in", "HOME/x")]]
+
+
+@pytest.mark.parametrize("name", ["projekté", "c++", "run-"])
+def test_a_folder_whose_name_ends_in_no_ascii_letter_is_cut(name):
+    assert Private(Path("/srv/data", name)).text(f"in /srv/data/{name}/x") == ("in HOME/x", 1)
 
 
 @pytest.fixture

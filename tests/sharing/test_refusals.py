@@ -114,7 +114,8 @@ def test_one_flipped_byte_is_found(there, refused, tmp_path, place):
     assert "is damaged: data/rows.jsonl does not have the hash" in said
 
 
-@pytest.mark.parametrize("name", ["../evil.txt", "/evil.txt", "data/../../evil.txt", "data\\..\\evil.txt", "C:/evil.txt"])
+@pytest.mark.parametrize("name", ["../evil.txt", "/evil.txt", "data/../../evil.txt", "data\\..\\evil.txt", "C:/evil.txt",
+                                  "data//evil.txt"])
 def test_a_member_that_leaves_the_folder_is_refused(refused, tmp_path, name):
     with archive.writing(tmp_path / "data.zip", PASSWORD) as packed:
         packed.writestr("manifest.json", "{}")
