@@ -13,7 +13,7 @@ from fractions import Fraction
 REASONING = re.compile(
     r"(?<![\"'`])(?:<\|?(?i:(/?)(?:seed:)?(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|scratchpad))\|?>|\[(/?)THINK\])(?![\"']|`(?!`))")
 """A tag around reasoning; between quotes it is text of a program."""
-TAGGED = re.compile(r"(?is)<answer>(.*?)(?:</answer>|\Z)")
+TAGGED = re.compile(r"(?is)<answer>((?:(?!<answer>).)*?)(?:</answer>|\Z)")
 BOX = re.compile(r"\\f?boxed\s*(?:\{|(?=[\w.+-]))")
 ANNOUNCED = re.compile(
     r"(?im)(?:^|[.!?:;,][ \t]+|\b(?:so|thus|hence|therefore|then|and|think|believe|that)[ \t]+)[ \t*_#>`-]*"
@@ -43,11 +43,17 @@ SPELLINGS = [(re.compile(written), meant) for written, meant in (
 """Pairs of (a way to write a formula that a judge of LaTeX does not read, one that it reads)."""
 WORDS = re.compile(r"[A-Za-z']+(?:,? [A-Za-z']+)+[.,:]?")
 ASIDE = re.compile(r"[,;]?\s+(?:not|because|since|as|which|so|where)\b|\s+\((?=[a-z]{2})")
+LONG_RUN = re.compile(r"(?<![^\S\n])([^\S\n]{500})[^\S\n]+|(?<!\n)(\n{500})\n+")
+"""Blanks, or ends of lines, that are too many for patterns whose time grows with the square of a run's length."""
+HUGE_ENTITY = re.compile(r"&(?=#\d{9})")
+"""The beginning of a number that is no character's. `html.unescape` raises an error for thousands of digits."""
 SUM = re.compile(r"\s*(?:[-+*/^×·÷]|\\times|\\cdot|)\s*")
 
 
 def spoken(completion: str) -> str:
-    """The completion without its reasoning. If all of it is reasoning without an end, it counts if it marks an answer."""
+    """The completion without its reasoning. If all of it is reasoning without an end, it counts if it marks an answer. A run of
+    blanks or of ends of lines is cut to 500."""
+    completion = LONG_RUN.sub(r"\1\2", completion)
     said: list[str] = []
     opened, end = False, 0
     for tag in REASONING.finditer(completion):
@@ -106,7 +112,8 @@ def lines_of(text: str, decoration: str = " \t*`$") -> list[str]:
 
 def unescaped(text: str) -> str:
     """`text` with HTML entities decoded, and one spelling of minus and of powers."""
-    text = re.sub("[\N{MINUS SIGN}\N{FULLWIDTH HYPHEN-MINUS}]|(?<!\\S)\N{EN DASH}(?=[\\d.])", "-", html.unescape(text))
+    text = html.unescape(HUGE_ENTITY.sub("", text))
+    text = re.sub("[\N{MINUS SIGN}\N{FULLWIDTH HYPHEN-MINUS}]|(?<!\\S)\N{EN DASH}(?=[\\d.])", "-", text)
     return SUPERSCRIPT.sub(lambda found: f"^{{{found[0].translate(PLAIN_DIGITS)}}}", text)
 
 

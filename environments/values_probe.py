@@ -25,7 +25,7 @@ INSTRUCTION = "Answer with one letter, A or B."
 LETTERS = ("A", "B")
 CHOSEN = re.compile(
     r"(?:^|\b(?i:answer|option|choice|choose|pick)\b(?i:\s+is)?\s*:?)"  # a line's beginning, or a word that announces a choice
-    r"[\s*_(\[\"']*([AB])"
+    r"(?:[^\S\n]|[*_(\[\"'])*([AB])"  # a letter on another line has that line's beginning before it
     r"(?=[\s]*(?:[)\].:,;*_\"'!]|$))",  # a letter with a word after it is the article, not a choice
     re.MULTILINE,
 )

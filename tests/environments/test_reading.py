@@ -8,8 +8,9 @@ import pytest
 
 pytest.importorskip("reasoning_gym")
 
-from reading import spoken
+from reading import number_of, spoken
 from reasoning_gym_task import final_answer
+from values_probe import chosen
 
 NUMBERS = {
     "42": [r"\boxed{\text{42}}", r"\boxed{42\%}", "**42**", "The answer is: 42.", "42 apples", "$42$.", r"\[ 42 \]",
@@ -77,12 +78,25 @@ def test_several_answers_reasoning_and_junk_are_not_read_as_the_right_one(right,
 
 
 @pytest.mark.parametrize("piece", ["<think>", "</think>", "answer ", "answer:\n", "\\boxed{", " \n", "the answer to ", "{", "1,",
-    "or ", "* ", "\\frac1"])
+    "or ", "* ", "\\frac1", "<answer>"])
 def test_no_completion_takes_long_to_read(piece):
     begin = time.process_time()
     for right in ("1", "a", "a\nb"):
         final_answer(piece * 4000, right)
     assert time.process_time() - begin < 2
+
+
+@pytest.mark.parametrize("run", [" ", "\t", "\n", "\N{THIN SPACE}", " \n"])
+def test_no_run_of_blanks_takes_long_to_read(run):
+    begin, blanks = time.process_time(), run * (15_000 // len(run))
+    for text in (f"so{blanks}1", f"The answer is{blanks}1", blanks):
+        assert chosen(text, {"A": "give", "B": "take"}) is None
+        final_answer(text, None), number_of(spoken(text))
+    assert time.process_time() - begin < 1
+
+
+def test_what_only_looks_like_an_answer_never_raises():
+    assert final_answer("&#" + "1" * 5000 + ";", "word") and number_of("<answer>" * 2000 + "3") == "3"
 
 
 def test_reasoning_is_left_out_and_what_only_names_a_tag_is_not():
