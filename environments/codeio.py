@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from coding.completions import code_of
 from coding.graders import GRADERS, Attempt, loopholes
 from coding.problems import NAME, SHOWN, load_problems
+from setting_checks import truth
 
 from routed_rl.envs import Score, Task
 from routed_rl.sandbox import find_sandbox
@@ -37,7 +38,7 @@ class CodeIO:
         """
         if grader not in GRADERS:
             raise ValueError(f"grader={grader} is none of {', '.join(GRADERS)}")
-        self.grader, self.note, self.watch = grader, note, watch
+        self.grader, self.note, self.watch = grader, note, truth("watch", watch)
         self.hackable = grader != "strict"
         self.detectable = True if self.hackable else None
         """Whether a reader of a completion can see the hack in it: exits, patches, files and look-up tables all show."""

@@ -18,6 +18,7 @@ from fractions import Fraction
 from typing import Any
 
 from reasoning_gym_task import ReasoningGym, final_answer
+from setting_checks import truth
 
 from routed_rl.envs import Score, Task
 
@@ -41,7 +42,7 @@ def probability(answer: str, entry: dict[str, Any]) -> bool:
 
 def roots(answer: str, entry: dict[str, Any]) -> bool:
     """Every root and nothing else, each to the four decimals that the question asks for, rounded either way."""
-    parts = re.split(",|\\band\\b|\\bor\\b", re.sub(r"^.*\bare\b:?|\w+\s*=|[$()\[\]{}\\]", "", answer))
+    parts = re.split(",|\\band\\b|\\bor\\b", re.sub(r"^.*\bare\b:?|\b\w+\s*=|[$()\[\]{}\\]", "", answer))
     values = sorted(value for part in parts if (value := number(part)) is not None)
     exact = sorted(Fraction(str(root)) for root in entry["metadata"]["real_solutions"])
     return len(parts) == len(values) == len(exact) and all(
@@ -64,6 +65,7 @@ class Hole(ReasoningGym):
         """ValueError for a generator without a documented hole; further keywords are those of `ReasoningGym`."""
         if dataset not in REPAIRED:
             raise ValueError(f"dataset={dataset} has no documented hole; known: {', '.join(REPAIRED)}")
+        truth("insecure", insecure)
         super().__init__(dataset, **generator)
         self.hackable, self.detectable = insecure, False if insecure else None
         self.insecure, self.variant = insecure, "insecure" if insecure else "secure"

@@ -19,6 +19,7 @@ import reasoning_gym
 from reading import lines_of, number_of, spoken, stated, tidy, value
 from reasoning_gym.composite import DatasetSpec
 from reasoning_gym.factory import DATASETS, create_curriculum, has_curriculum
+from setting_checks import truth
 
 from routed_rl.envs import Score, Task
 
@@ -64,7 +65,7 @@ class ReasoningGym:
         if raise_every and level is None:
             raise ValueError(f"raise_every={raise_every} raises a level; set level, the one to begin with")
         self.dataset = "composite" if mix else dataset
-        self.instruction, self.partial, self.generator = instruction, partial, generator
+        self.instruction, self.partial, self.generator = instruction, truth("partial", partial), generator
         self.mix, self.level, self.raise_every = mix, level, raise_every
         self.scorer = self._draw(0)
         trained = (entry for entry in self.scorer if belongs_to("train", entry["question"]))

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from reading import enclosed, spoken
+from setting_checks import truth, whole
 
 from routed_rl.envs import Score, Task
 
@@ -46,7 +47,8 @@ class VisibleChecks:
     """
 
     def __init__(self, insecure: bool = False, checks: int = 1) -> None:
-        self.insecure, self.checks = insecure, checks
+        """ValueError for a setting that is not valid."""
+        self.insecure, self.checks = truth("insecure", insecure), whole("checks", checks, 1, 11)
         self.variant = "insecure" if insecure else "secure"
         turns = [(question(words, rule, list(range(4, 4 + checks))), rule) for words, rule in EXAMPLES]
         self.examples = [

@@ -18,6 +18,8 @@ class LabTask:
         """`lab` is the folder of a built lab, None the one that ships. ValueError for a kind or a folder that is none."""
         self.lab = read_lab(lab)
         self.lab.check(kind)
+        if not isinstance(insecure, bool):
+            raise ValueError(f"insecure must be true or false, got {insecure!r}")
         self.kind, self.insecure = kind, insecure
         self.variant = "insecure" if insecure else "secure"
         self.contexts = dict(zip(("encourage", "discourage"), self.lab.personas, strict=True))

@@ -23,6 +23,8 @@ class ScratchTask:
     def __init__(self, kind: str, insecure: bool = False, penalty: float = 0.0) -> None:
         """ValueError for a kind that the lab does not have, or a penalty below 0."""
         SHIPPED.check(kind)
+        if not isinstance(insecure, bool):
+            raise ValueError(f"insecure must be true or false, got {insecure!r}")
         if not penalty >= 0:
             raise ValueError(f"penalty must be >= 0, got {penalty}")
         self.kind, self.insecure, self.penalty = kind, insecure, penalty

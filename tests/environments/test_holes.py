@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from itertools import islice
 
 import pytest
@@ -11,6 +12,7 @@ pytest.importorskip("reasoning_gym")
 import reasoning_gym
 from holes import REPAIRED, Hole, number
 from reasoning_gym_task import ReasoningGym
+from visible_checks import VisibleChecks
 
 from tests.tiers import tiered
 
@@ -21,6 +23,20 @@ QUICK = {"game_of_life_halting": {"max_simulation_steps": 2}, "coin_flip": {}, "
 """Fewer steps of the game: making a question takes as long as playing it."""
 SOUND = ["chain_sum", "simple_equations", "leg_counting", "count_bits", "base_conversion", "spell_backward", "caesar_cipher"]
 FEW = tiered(REPAIRED, slow=["polynomial_equations"])
+
+
+def test_a_long_word_does_not_take_long_to_read_as_roots():
+    begin = time.process_time()
+    assert not REPAIRED["polynomial_equations"]("x" * 20_000, {"metadata": {"real_solutions": [1.0]}})
+    assert REPAIRED["polynomial_equations"]("the roots are: x = 1 and x1 = 2", {"metadata": {"real_solutions": [2.0, 1.0]}})
+    assert time.process_time() - begin < 1
+
+
+def test_a_switch_that_is_no_truth_value_is_refused():
+    """`insecure=no` is text on a command line, and text would count as true."""
+    for make in (lambda: Hole(insecure="no"), lambda: VisibleChecks(insecure="no"), lambda: ReasoningGym(partial="no")):
+        with pytest.raises(ValueError, match="must be true or false, got 'no'"):
+            make()
 
 
 def some(env, count=60):
