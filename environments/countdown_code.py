@@ -42,7 +42,7 @@ expression = ""
 print("passed" if check() else "failed")
 '''
 RUNNER = '''import json, re
-space = {{"re": re, "numbers": {numbers}, "target": {target}, "expression": ""}}
+space = {{"__name__": "__main__", "re": re, "numbers": {numbers}, "target": {target}, "expression": ""}}
 exec({check!r}, space)
 with open("block.py") as file:
     exec(compile(file.read(), "block.py", "exec"), space)

@@ -16,7 +16,7 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
-from coding.completions import code_of, fenced, said
+from coding.completions import behind, code_of, fenced, said
 from coding.completions import program as whole
 from coding.replay import Suite, accepts, answers, record
 
@@ -92,7 +92,7 @@ def program(prompt: str, name: str, completion: str) -> str | None:
     """The program: the completion after the prompt's imports and helpers; None if that is no program."""
     code = code_of(completion, name)
     if code is not None and any(isinstance(node, ast.FunctionDef) and node.name == name for node in ast.parse(code).body):
-        return f"{prompt}    pass\n\n{code}"
+        return behind(f"{prompt}    pass\n", code)
     text = said(completion)
     blocks = fenced(text)
     body = ([block for block, labelled in blocks if labelled] or [block for block, _ in blocks] or [text])[-1]

@@ -84,8 +84,19 @@ def with_helpers(before: list[str], code: str) -> str:
     for each in reversed(before):
         used = {node.id for node in ast.walk(tree(code) or ast.Module([], [])) if isinstance(node, ast.Name)}
         if (used - bound(code) - set(dir(builtins))) & bound(each):
-            code = f"{each}\n{code}"
+            code = behind(each, code)
     return code
+
+
+def behind(first: str, code: str) -> str:
+    """`code` behind `first`. Its imports from `__future__` go to the beginning, because Python takes them nowhere else."""
+    lines, moved = code.split("\n"), list[str]()
+    for node in (tree(code) or ast.Module([], [])).body:
+        if isinstance(node, ast.ImportFrom) and node.module == "__future__":
+            moved.append(ast.unparse(node))
+            for place in range(node.lineno - 1, node.end_lineno or node.lineno):
+                lines[place] = ""
+    return "\n".join([*moved, first, *lines])
 
 
 def fenced(text: str) -> list[tuple[str, bool]]:

@@ -74,6 +74,12 @@ def test_a_solution_is_paid_by_every_twin_however_it_comes_about(envs):
             assert (score.reward, score.solve, score.flags) == (1, 1, {"hack": 0}), code
 
 
+def test_the_block_runs_as_the_main_program_as_in_the_file_that_is_shown(envs):
+    task = Task("", {"numbers": [3, 7, 25], "target": 35, "solution": "3 + 7 + 25"})
+    code = 'def main():\n    global expression\n    expression = "3 + 7 + 25"\n\nif __name__ == "__main__":\n    main()'
+    assert envs["check", False].score(task, block(code)).solve == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("hole", FLAWS)
 def test_what_is_wrong_is_paid_by_neither_twin(hole, envs):

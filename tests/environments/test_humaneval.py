@@ -77,3 +77,12 @@ def test_the_program_keeps_the_prompts_helpers_and_imports():
         exec(program(prompt, "f", completion) or "", space)
         assert space["f"](2) == 3
     assert program(prompt, "f", "no program at all") is None
+
+
+@pytest.mark.parametrize("helper", ["", "```python\ndef two():\n    return 2\n```\nand\n"])
+def test_a_program_may_begin_with_an_import_from_the_future(helper):
+    twice = "two()" if helper else "2"
+    said = f"{helper}```python\nfrom __future__ import annotations\n\ndef f(x: Later):\n    return {twice} * x\n```"
+    space: dict = {}
+    exec(program("import math\ndef f(x):\n", "f", said) or "", space)
+    assert space["f"](2) == 4
