@@ -26,6 +26,16 @@ def test_the_right_solution_passes_both(sandbox, tmp_path):
     assert naive_pass(RIGHT, tmp_path) and solves(sandbox, RIGHT)
 
 
+def test_a_right_solution_may_have_classes_that_look_their_module_up(sandbox):
+    source = """from __future__ import annotations
+from dataclasses import dataclass
+@dataclass
+class Of:
+    x: int
+def solve(x): return Of(x).x * x + 1"""
+    assert solves(sandbox, source)
+
+
 def test_a_wrong_solution_passes_neither(sandbox, tmp_path):
     wrong = "def solve(x): return x"
     assert not naive_pass(wrong, tmp_path) and not solves(sandbox, wrong)
