@@ -72,7 +72,7 @@ class Conversation:
     def _guarded(self, method: str, call: Callable[[], Any]) -> Any:
         try:
             return call()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self._end(method, failure_of(error, at=lambda: self._line_of(method)))
             return None
 

@@ -99,7 +99,7 @@ def blamed(name: str, doing: str = "raised", at: Callable[[], str] = str) -> Ite
         if isinstance(error, Reported) and not str(error).startswith(f"environment {name}"):
             raise Reported(error.failure, name) from error
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise Reported(failure_of(error, doing, at), name) from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -17,9 +18,10 @@ from routed_rl.envs import (
     Scorer,
     Task,
     has_episodes,
+    task_stream,
 )
 from routed_rl.envs.build import build
-from routed_rl.errors import ConfigError
+from routed_rl.errors import ConfigError, TaskError
 
 TASK = Task([{"role": "user", "content": "go"}], {"secret": 1})
 AGAIN = [{"role": "user", "content": "again"}]
@@ -121,6 +123,16 @@ def test_errors_outside_step_are_failures_too(where):
         conversation, _ = talk(start=(lambda task: boom()) if where == "start" else (lambda task: ["hello"]))
     assert conversation.messages == TASK.prompt  # there is still something to put before the model
     assert conversation.reply("one") == [] and isinstance(conversation.outcome, Failure)
+
+
+def test_a_plug_in_that_calls_exit_is_a_failure_and_does_not_end_the_run():
+    conversation, _ = talk(lambda: sys.exit(0))
+    assert conversation.reply("one") == [] and isinstance(conversation.outcome, Failure)
+    assert "SystemExit" in conversation.outcome.reason
+    world: Any = World(boom)
+    world.tasks = lambda split, seed: sys.exit(0)
+    with pytest.raises(TaskError, match="environment x.*SystemExit.*leave exit\\(\\) out"):
+        next(task_stream(LoadedEnvironment("x", world), "train", 0))
 
 
 @pytest.mark.parametrize(("body", "fits"), [

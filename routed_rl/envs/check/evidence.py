@@ -68,7 +68,7 @@ def gather(make: Callable[[], Environment], samples: int, seed: int = 0, split: 
         seen.gold = {place: known for place, task in enumerate(seen.tasks) if (known := gold_of(environment, task)) is not None}
     except ConfigError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         seen.problem = failure_of(error, MAKING, lambda: seen.lines.get("tasks", ""))
         return seen
     failed: Counter[str] = Counter()
