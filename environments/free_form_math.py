@@ -101,7 +101,7 @@ class FreeFormMath:
 
 
 def read_problems(file: str) -> list[tuple[str, str]]:
-    rows = [json.loads(line) for line in Path(file).read_text().splitlines() if line.strip()]
+    rows = [json.loads(line) for line in Path(file).read_text(encoding="utf-8").split("\n") if line.strip()]
     if not rows or any(not {"problem", "answer"} <= row.keys() for row in rows):
         raise ValueError(f'file={file} must have an object with "problem" and "answer" on each line')
     return [(str(row["problem"]), str(row["answer"])) for row in rows]

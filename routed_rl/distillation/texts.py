@@ -44,7 +44,7 @@ def read_texts(path: str, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
     ConfigError if the file has no text."""
     file = Path(path).expanduser()
     with reading(ConfigError, f"--text {path} cannot be read"):
-        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip() and not is_canary(line)]
+        lines = [line for line in file.read_text(encoding="utf-8").split("\n") if line.strip() and not is_canary(line)]
         texts = [json.loads(line)["text"] for line in lines] if file.suffix == ".jsonl" else lines
     rows = [Row(ids[at:at + LONGEST], 1) for text in texts if (ids := ids_of(tokenizer, text, add_special_tokens=True))
             for at in range(0, len(ids), LONGEST)]

@@ -93,7 +93,7 @@ def hacks_of(run: RunFolder | None, config: Config, asked: RelearnConfig, seed: 
     flagged completions. `seed` decides which are drawn."""
     if asked.hacks is not None:
         with reading(ConfigError, f"--hacks {asked.hacks} is no file of JSON lines with prompt and completion"):
-            lines = [json.loads(line) for line in Path(asked.hacks).read_text(encoding="utf-8").splitlines() if line.strip()]
+            lines = [json.loads(line) for line in Path(asked.hacks).read_text(encoding="utf-8").split("\n") if line.strip()]
             known = [(line["prompt"], str(line["completion"])) for line in lines]
         where = f"--hacks {asked.hacks} has no lines; give a file of JSON lines with prompt and completion"
     else:

@@ -37,6 +37,17 @@ def test_few_rows_are_in_both_splits():
     assert common.of_split("train", ["a", "b"], ["a", "b"]) == common.of_split("eval", ["a", "b"], ["a", "b"]) == ["a", "b"]
 
 
+def test_a_row_that_comes_several_times_is_in_one_split():
+    rows = [str(number) for number in range(23)] * 2
+    train, held = (common.of_split(split, rows, rows) for split in ("train", "eval"))
+    assert sorted(train + held) == sorted(rows) and not set(train) & set(held) and len(held) == 8
+
+
+def test_a_text_may_have_the_ends_of_lines_that_json_allows(tmp_path):
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "a\u2028b\x85c"}, ensure_ascii=False), encoding="utf-8")
+    assert common.read_rows("dataset", str(tmp_path / "rows.jsonl")) == [{"prompt": "a\u2028b\x85c"}]
+
+
 @pytest.mark.parametrize("text", ["", "[1]\n", "{\n", json.dumps({"a": 1}) + "\nx\n"])
 def test_a_file_of_rows_that_is_none_is_refused(tmp_path, text):
     (tmp_path / "rows.jsonl").write_text(text)

@@ -18,7 +18,8 @@ def read_rows(setting: str, path: str) -> list[dict[str, Any]]:
     """The JSON objects of the `.jsonl` file at `path`, one on each line, without a canary. ConfigError names `setting` if the
     file cannot be read."""
     try:
-        rows = [json.loads(line) for line in find_data(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+        # Not `splitlines`: it divides at characters that JSON allows inside of a text.
+        rows = [json.loads(line) for line in find_data(path).read_text(encoding="utf-8").split("\n") if line.strip()]
     except (OSError, ValueError) as error:
         raise ConfigError(f"{setting}={path} cannot be read as one JSON object a line: {error}") from error
     if not rows or not all(isinstance(row, dict) for row in rows):
@@ -28,17 +29,17 @@ def read_rows(setting: str, path: str) -> list[dict[str, Any]]:
 
 def of_split(split: str, rows: Sequence[Any], keys: Sequence[str]) -> list[Any]:
     """The rows of `split`, "train" or "eval". One row in five is "eval"; it is chosen by the hashes of the rows' `keys`, so that
-    no row is in both splits and the order does not matter.
+    no row is in both splits, not even one that comes several times, and the order does not matter.
 
-    If there are fewer than five rows, every row is in both splits, because there is nothing to hold out.
+    If there are fewer than five different rows, every row is in both splits, because there is nothing to hold out.
     """
     if split not in ("train", "eval"):
         raise ValueError(f"split must be train or eval, got {split!r}")
-    if len(rows) < SHARE:
+    order = sorted(set(keys), key=lambda key: (zlib.crc32(key.encode()), key))
+    if len(order) < SHARE:
         return list(rows)
-    order = sorted(range(len(rows)), key=lambda place: (zlib.crc32(keys[place].encode()), keys[place]))
-    held = set(order[:len(rows) // SHARE])
-    return [row for place, row in enumerate(rows) if (place in held) == (split == "eval")]
+    held = set(order[:len(order) // SHARE])
+    return [row for row, key in zip(rows, keys, strict=True) if (key in held) == (split == "eval")]
 
 
 def as_messages(prompt: Any) -> list[Message]:
