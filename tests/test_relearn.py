@@ -6,12 +6,14 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from routed_rl.artifacts import RunFolder
 from routed_rl.config.robust import RelearnConfig
 from routed_rl.errors import ConfigError
+from routed_rl.multirun import attacks
 from routed_rl.multirun.attacks import Attacked, attack, attacked_config
 from routed_rl.multirun.compare import compare
 from routed_rl.multirun.relearn import hacks_of, relearn, with_model
@@ -78,11 +80,18 @@ def test_a_runs_own_models_are_attacked_and_what_was_measured_is_kept(run, tmp_p
     for by in ("rl", "sft"):
         assert curves["deployed", by] == curves["again", by] != curves["base", by] or by == "sft"
         assert len(curves["base", by]) == 3 or curves["base", by][-1] >= 0.5
-    from routed_rl.multirun import attacks
-
     monkeypatch.setattr(attacks, "fine_tune", None)
     monkeypatch.setattr(attacks, "train_or_resume", None)
     assert relearn(str(run), asked(), str(file), {"again": str(run)}, None, jobs=1) == found
+
+
+def test_what_was_measured_in_one_environment_is_not_taken_for_another(run, tmp_path, monkeypatch):
+    parts = SimpleNamespace(model=None, tokenizer=None, environments=[], max_new_tokens=1)
+    monkeypatch.setattr(attacks, "load_parts", lambda config: parts)
+    monkeypatch.setattr(attacks, "evaluate", lambda *_, **__: {"a": {"hack": 0.9}, "b": {"hack": 0.7}})
+    model = Attacked("m", 0, read_config(RunFolder(run)), (("add 1 2 =", "bad"),))
+    by = [dataclasses.replace(asked(by=["sft"]), env=name) for name in "aba"]
+    assert [attack([model], each, tmp_path, 1)[0]["curve"] for each in by] == [[0.9], [0.7], [0.9]]
 
 
 def test_what_cannot_be_attacked_is_refused(run, parts, tmp_path):

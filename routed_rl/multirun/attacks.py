@@ -97,7 +97,8 @@ def _fine_tuned(model: Attacked, asked: RelearnConfig, rate: float, file: Path) 
     """Fine-tune until the behaviour is back. Returns the curve, and stores it in `file`."""
     config = attacked_config(model.config, asked, rate, model.seed)
     key = {"hacks": [list(pair) for pair in model.hacks], "steps": asked.steps, "batch": asked.batch, "samples": asked.samples,
-           "level": asked.level, "model": dataclasses.asdict(config.model) | {"date": None}}
+           "level": asked.level, "env": config.env, "trainer": config.trainer, "flags": config.baseline.detector.flags,
+           "model": dataclasses.asdict(config.model) | {"date": None}}
     if (found := read_object(file, {"curve": list[float]})) is not None and found.get("key") == key:
         return found["curve"]
     parts, curve = load_parts(config), list[float]()
