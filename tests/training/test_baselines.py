@@ -7,11 +7,11 @@ import torch
 
 from routed_rl.artifacts import RunFolder, read_json
 from routed_rl.config import BaselineConfig, DetectorConfig, from_mapping
-from routed_rl.envs import Score
+from routed_rl.envs import Score, load_environments
 from routed_rl.errors import CheckFailed, ConfigError
 from routed_rl.model.prompts import encode_prompts
 from routed_rl.pipeline.build import load_parts
-from routed_rl.training.baselines import Payment, StreamEdit
+from routed_rl.training.baselines import Payment, StreamEdit, in_contexts
 from routed_rl.training.baselines.detector import FlagDetector
 from routed_rl.training.plan import make_plan
 from tests import pipeline
@@ -208,6 +208,13 @@ def test_models_are_evaluated_under_the_prompts_of_contexts_too_and_scored_by_th
     pipeline.evaluate(str(run.path), ["a"], str(tmp_path / "again.json"), None)
     again = read_json(tmp_path / "again.json")["models"]
     assert again["policy"] == {name: models["policy"][name] for name in ("a", "a_encourage", "a_discourage")}
+
+
+def test_a_name_that_an_environment_would_have_under_a_context_is_refused(parts, tmp_path):
+    env = {name: {"path": f"{parts}/environment.py:Add", "isolate": False} for name in ("a", "a_encourage")}
+    config = own_config(parts, tmp_path / "run", env=env, baseline={"contexts": {"encourage": "bad"}})
+    with pytest.raises(ConfigError, match=r"a is evaluated as a_encourage as well, .* rename env.a_encourage"):
+        in_contexts(config.baseline, load_environments(config.env), ["encourage"], 0)
 
 
 def test_a_context_of_an_evaluation_without_a_text_is_said_before_the_run(parts, tmp_path):

@@ -105,7 +105,7 @@ def in_contexts(settings: BaselineConfig, environments: Sequence[LoadedEnvironme
                 ) -> list[LoadedEnvironment]:
     """Make environments to evaluate, named `NAME_CONTEXT`, one for each environment and each context in `wanted`. Environments
     with episodes are left out, and so are those whose prompts are no chats and that have no text for the context. ConfigError if
-    contexts are wanted and no environment is left."""
+    contexts are wanted and no environment is left, and if an environment has such a name already."""
     found: list[LoadedEnvironment] = []
     single = [loaded for loaded in environments if not has_episodes(loaded.environment)]
     prompts = PromptContexts(settings, single)
@@ -118,8 +118,12 @@ def in_contexts(settings: BaselineConfig, environments: Sequence[LoadedEnvironme
             def change(prompt: Prompt, context: str = context, place: int = place) -> Prompt:
                 return prompts.apply(context, [prompt], [place])[0]
 
+            name = f"{loaded.name}_{context}"
+            if any(each.name == name for each in environments):
+                raise ConfigError(f"evaluation.contexts has {context}, so {loaded.name} is evaluated as {name} as well, and "
+                                  f"another environment has this name; rename env.{name}")
             environment: Any = InContext(cast(Environment, loaded.environment), change)
-            found.append(LoadedEnvironment(f"{loaded.name}_{context}", environment, probe=True))
+            found.append(LoadedEnvironment(name, environment, probe=True))
     if wanted and not found:
         raise ConfigError(f"evaluation.contexts={list(wanted)}: no environment has a text for any of them; set "
                           f"baseline.contexts.{wanted[0]}=TEXT, or leave evaluation.contexts out")
