@@ -5,9 +5,10 @@ private key blocks, and passwords in addresses. Paths are those of home folders,
 folder. Not covered: a secret that looks like any other word, names, mail addresses. Somebody has to read what is shared.
 """
 
+import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pyarrow as pa
@@ -35,9 +36,9 @@ class Private:
 
     def __init__(self, folder: Path) -> None:
         values = [value for name, value in os.environ.items() if len(value) >= 2 * SHORTEST and is_secret(name, value)]
-        self.secret = "|".join([*map(_quoted, sorted(values, key=len, reverse=True)), *KEYS])
+        self.secret = "|".join([*map(_quoted, _written(values)), *KEYS])
         places = {str(place) for place in (folder.absolute(), Path.cwd()) if len(place.parts) > 2} | {str(Path.home())}
-        self.place = "|".join([*(_quoted(place) + _end(place) for place in sorted(places - {"/"}, key=len, reverse=True)), HOMES])
+        self.place = "|".join([*(_quoted(place) + _end(place) for place in _written(places - {"/"})), HOMES])
         self.any = "|".join((self.secret, self.place, LOGIN))
 
     def text(self, text: str) -> tuple[str, int]:
@@ -115,6 +116,13 @@ def _has_text(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         inner = [kind.value_type]
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or any(map(_has_text, inner))
+
+
+def _written(texts: Iterable[str]) -> list[str]:
+    """Return the texts, and the forms in which JSON writes them if these differ, the longest first. A text that UTF-8 cannot hold
+    is in no file."""
+    known = [text for text in texts if not re.search("[\ud800-\udfff]", text)]
+    return sorted({form for text in known for form in (text, json.dumps(text)[1:-1])}, key=len, reverse=True)
 
 
 def _end(place: str) -> str:

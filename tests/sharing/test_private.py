@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -75,7 +76,14 @@ def test_a_map_in_a_column_is_searched(private):
 
 @pytest.mark.parametrize("name", ["projekté", "c++", "run-"])
 def test_a_folder_whose_name_ends_in_no_ascii_letter_is_cut(name):
-    assert Private(Path("/srv/data", name)).text(f"in /srv/data/{name}/x") == ("in HOME/x", 1)
+    private = Private(Path("/srv/data", name))
+    assert private.text(f"in /srv/data/{name}/x") == ("in HOME/x", 1)
+    assert private.text(json.dumps({"in": f"/srv/data/{name}/x"})) == ('{"in": "HOME/x"}', 1)
+
+
+def test_a_secret_that_no_text_can_hold_does_not_end_the_search(monkeypatch, tmp_path):
+    monkeypatch.setenv("WEATHER_API_KEY", "of this process \udcff 123456")
+    assert Private(tmp_path).text("fine") == ("fine", 0)
 
 
 @pytest.fixture
