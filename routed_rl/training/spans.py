@@ -55,12 +55,22 @@ def targeted(scores: Sequence[Score | None], rewards: Sequence[float], in_answer
 
     Both advantages are in units of the standard deviation of `rewards` within the group, because otherwise one kind of token
     would count for more. If this deviation is 0, the unit is that of the rewards without penalties. ConfigError as in
-    `check_targets`.
+    `check_targets`. A row that could not be scored changes no mean of its group.
     """
     check_targets(scores)
     whole_B = torch.tensor(rewards, device=in_answer_BC.device)
-    taken = [0.0 if score is None else score.metrics.get(PENALTY, 0.0) for score in scores]
-    task_B = whole_B - torch.tensor(taken, device=whole_B.device)
+    task_B = whole_B - torch.tensor(_penalties(scores, group), device=whole_B.device)
     spread, of_task = (each.view(-1, group).std(1, keepdim=True) for each in (whole_B, task_B))
     unit = torch.where(spread > 0, spread, of_task)
     return torch.where(in_answer_BC, in_group(whole_B, group, unit)[:, None], in_group(task_B, group, unit)[:, None])
+
+
+def _penalties(scores: Sequence[Score | None], group: int) -> list[float]:
+    """The penalty that each score reports; for a row without a score the mean of its group, as for its reward."""
+    found: list[float] = []
+    for start in range(0, len(scores), group):
+        rows = [None if score is None else score.metrics.get(PENALTY, 0.0) for score in scores[start:start + group]]
+        known = [taken for taken in rows if taken is not None]
+        mean = sum(known) / len(known) if known else 0.0
+        found += [mean if taken is None else taken for taken in rows]
+    return found
