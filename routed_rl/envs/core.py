@@ -136,7 +136,7 @@ def _places(given: Any) -> dict[str, list[list[int]]]:
         if all(isinstance(name, str) for name in places) and all(
                 len(pair) == 2 and 0 <= pair[0] <= pair[1] for pairs in places.values() for pair in pairs):
             return places
-    except (AttributeError, TypeError, ValueError):
+    except (AttributeError, TypeError, ValueError, OverflowError):
         pass
     raise ContractError(f"spans must be names with pairs (first character, last + 1), got {given!r:.100}",
                         'write spans={"name": [(first, last + 1)]}')

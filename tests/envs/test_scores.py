@@ -15,7 +15,7 @@ from routed_rl.config import Config, EvaluationConfig, QuarantineConfig
 from routed_rl.envs import Conversation, LoadedEnvironment, Score, Scorer, Task, means
 from routed_rl.envs.adapters.remote import RemoteEnvironment, _score
 from routed_rl.envs.core import LARGEST, RESERVED
-from routed_rl.envs.faults import Failure
+from routed_rl.envs.faults import ContractError, Failure
 from routed_rl.envs.loading import load_environment
 from routed_rl.envs.scoring import score_many, score_one
 from routed_rl.errors import ConfigError, TaskError
@@ -38,6 +38,12 @@ BAD = [
         "{'a': 1e39}", "{'a': -math.inf}", "{'a': '1'}", "{None: 1}", "[1]", "{'a': 10**400}")),
     "1.0", "None"]
 TAKEN = ["", "a/b", "a.b", "a b", "a\nb", "\ud800", "x" * 10_000, *sorted(RESERVED)]
+
+
+def test_a_place_that_is_no_number_is_a_mistake_in_the_contract():
+    for place in (math.inf, math.nan, -1, "x"):
+        with pytest.raises(ContractError, match="spans must be names with pairs"):
+            Score(1.0, spans={"answer": [(0, place)]})
 
 
 def scorer(environment: Any, most: float = 1.0) -> Scorer:
