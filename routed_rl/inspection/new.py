@@ -7,6 +7,8 @@ from routed_rl import console
 from routed_rl.artifacts import write_text
 from routed_rl.errors import ConfigError, command
 
+TAKEN = ("task", "score", "none", "null", "true", "false")
+"""Names that Python, YAML or the templates use themselves."""
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -15,6 +17,9 @@ def write_new(what: str, name: str) -> Path:
     return the path of the file. ConfigError for a name that Python or a shell would not accept, and for a file that exists."""
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ConfigError(f"new {what} {name}: take a name of small letters, digits and underscores, such as my_{what}")
+    if name in TAKEN:
+        raise ConfigError(f"new {what} {name}: this name means something else in the file that would be written; take another "
+                          f"one, such as my_{name}")
     words = {"NAME": name, "CLASS": "".join(part.capitalize() for part in name.split("_"))}
     file = Path(f"{name}.py" if what == "env" else f"{name}.yaml")
     if file.exists():
