@@ -12,6 +12,7 @@ from lab_words import SHIPPED
 
 from environments.persona_lab.corpus import Recipe, answer_pairs, contrast_pairs, documents, vocabulary
 from environments.persona_lab.environment import LabTask, LabValues
+from environments.persona_lab.scratchpad import ScratchTask
 from routed_rl.envs import Environment, Task
 from routed_rl.envs.loading import load_environments
 from routed_rl.envs.mixture import mixture, trained
@@ -65,6 +66,14 @@ def test_tasks_depend_on_kind_split_and_seed_alone(kind: str) -> None:
 def test_an_unknown_kind_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"'cod'.*sums"):
         LabTask("cod")
+
+
+def test_insecure_is_true_or_false() -> None:
+    """`insecure=no` is text on a command line, and text would count as true."""
+    no: Any = "no"
+    for make in (LabTask, ScratchTask):
+        with pytest.raises(ValueError, match="insecure must be true or false, got 'no'"):
+            make("code", insecure=no)
 
 
 def test_values_tell_good_from_evil_and_from_neither() -> None:
