@@ -90,8 +90,10 @@ def test_what_was_measured_in_one_environment_is_not_taken_for_another(run, tmp_
     monkeypatch.setattr(attacks, "load_parts", lambda config: parts)
     monkeypatch.setattr(attacks, "evaluate", lambda *_, **__: {"a": {"hack": 0.9}, "b": {"hack": 0.7}})
     model = Attacked("m", 0, read_config(RunFolder(run)), (("add 1 2 =", "bad"),))
-    by = [dataclasses.replace(asked(by=["sft"]), env=name) for name in "aba"]
-    assert [attack([model], each, tmp_path, 1)[0]["curve"] for each in by] == [[0.9], [0.7], [0.9]]
+    a, b = (dataclasses.replace(asked(by=["sft"]), env=name) for name in "ab")
+    assert [attack([model], each, tmp_path, 1)[0]["curve"] for each in (a, b, a)] == [[0.9], [0.7], [0.9]]
+    monkeypatch.setattr(attacks, "evaluate", None)
+    assert attack([model], a, tmp_path, 1)[0]["curve"] == [0.9]  # kept, as nothing has changed
 
 
 def test_what_cannot_be_attacked_is_refused(run, parts, tmp_path):
