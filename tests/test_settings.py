@@ -132,7 +132,9 @@ def test_an_experiment_in_a_file_trains_a_model_of_ones_own_with_one_command(tmp
 
     file = tmp_path / "own.yaml"
     file.write_text((ROOT / "examples" / "own_model.yaml").read_text())
+    model = write_chat_model(tmp_path) / "model"  # it knows few words, so it has prompts of its own
     small = ["trainer.max_steps=1", "trainer.per_device_train_batch_size=8", "trainer.max_completion_length=8",
-             "evaluation.samples=2", "trainer.bf16=false", f"model.path={write_chat_model(tmp_path)}", f"out={tmp_path / 'run'}"]
+             "evaluation.samples=2", "trainer.bf16=false", "model.adapter.r=4", f"model.path={model}",
+             f"subspace.prompts={tmp_path / 'prompts.jsonl'}", f"out={tmp_path / 'run'}"]
     assert main(["train", "--config", str(file), *small]) == 0
     assert (tmp_path / "run" / "deployed").is_dir()
