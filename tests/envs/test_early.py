@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import threading
 import time
 from types import SimpleNamespace
@@ -80,11 +79,11 @@ def test_an_environment_that_gives_too_few_scores_is_an_error_and_nobody_waits_f
     assert isinstance(in_thread(lambda: early.take(pairs)).exception(1), ValueError)
 
 
-def test_ctrl_c_does_not_wait_for_scores(scorer):
+def test_ctrl_c_does_not_wait_for_scores(scorer, ctrl_c):
     environment = scorer.environments["e"].environment
     environment.gate.clear()
-    timer, begin = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)), time.monotonic()
-    timer.start()
+    begin = time.monotonic()
+    ctrl_c(0.05)
     threading.Timer(2, environment.gate.set).start()
     with pytest.raises(KeyboardInterrupt):
         scorer.score_all({"e": [(Task("p"), "1")]})

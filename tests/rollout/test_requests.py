@@ -3,8 +3,6 @@ for their clients."""
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
 import time
 from pathlib import Path
@@ -22,7 +20,7 @@ class Client:
     """Answers each prompt with as many copies of its first token as it may have."""
 
     def __init__(self, max_length: int) -> None:
-        self.max_length, self.model, self.calls = max_length, "m", list[list[list[int]]]()
+        self.max_length, self.own, self.calls = max_length, "m", list[list[list[int]]]()
 
     def generate(self, prompts, max_tokens):
         self.calls.append(prompts)
@@ -69,17 +67,16 @@ def by_groups(engine):
 
 @pytest.mark.parametrize("ask", [lambda engine: engine.generate([[5], [6]], max_tokens=1), by_groups,
                                  lambda engine: engine.complete([[5], [6]], Sampling(0.0, 1, []), None)])
-def test_ctrl_c_and_the_end_of_the_program_do_not_wait_for_an_answer(ask):
+def test_ctrl_c_and_the_end_of_the_program_do_not_wait_for_an_answer(ask, ctrl_c):
     gate, daemons = threading.Event(), list[bool]()
 
     def hang(*_, **__):
         daemons.append(threading.current_thread().daemon)
         gate.wait(2)
 
-    timer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
     begin = time.monotonic()
-    timer.start()
+    ctrl_c(0.05)
     with pytest.raises(KeyboardInterrupt):
-        ask(engine_of(SimpleNamespace(max_length=64, model="m", generate=hang, complete=hang)))
+        ask(engine_of(SimpleNamespace(max_length=64, own="m", generate=hang, complete=hang)))
     assert time.monotonic() - begin < 1 and all(daemons)
     gate.set()

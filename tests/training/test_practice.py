@@ -148,7 +148,7 @@ def test_a_rollback_may_change_who_practises_and_a_dropped_environment_leaves_th
     listed = ALL | {"practice": {"environments": ["a", "b"]}}
     out = f"out={tmp_path / 'again'}"
     again = RunFolder(pipeline.rollback(str(run.path), 4, ["b"], False, ["routing.practice.environments=[a,b]", out],
-                                        lambda _: config(parts, run.path, listed)))
+                                        lambda _: config(parts, tmp_path / "again", listed)))
     assert again.settings()["routing"]["practice"]["environments"] == ["a"]
     assert (again.path / "overrides.txt").read_text().splitlines()[-2:] == ["~env.b", "routing.practice.environments=[a]"]
     assert set(practised(MetricsFile(again.metrics).rows()[4:])) == {"a"}
