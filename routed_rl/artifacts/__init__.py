@@ -9,6 +9,7 @@ from routed_rl.artifacts.whole import (
     ADAPTER,
     ADAPTER_CONFIG,
     CARD,
+    KEPT,
     SEAL,
     broken_seal,
     read_json,
@@ -19,6 +20,6 @@ from routed_rl.artifacts.whole import (
     write_text,
 )
 
-__all__ = ["ADAPTER", "ADAPTER_CONFIG", "CARD", "LOCK", "SEAL", "RunFolder", "alone_in", "alone_making", "broken_seal",
+__all__ = ["ADAPTER", "ADAPTER_CONFIG", "CARD", "KEPT", "LOCK", "SEAL", "RunFolder", "alone_in", "alone_making", "broken_seal",
            "check_above", "check_file", "damage", "data_root", "find_data", "first_nonfinite", "is_held", "read_json",
            "read_object", "replacing", "require_seal", "resolve", "sealed_folder", "step_of", "write_json", "write_text"]

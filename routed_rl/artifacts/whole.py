@@ -22,6 +22,9 @@ CARD = "README.md"
 """The model card of a folder that users publish."""
 
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+KEPT = "kept.json"
+"""The file in the folder of a deployed model that keeps shares of environments' parts. It records which shares are kept, why, and
+from which quarantine they are."""
 """The files of a stock PEFT adapter."""
 
 LARGEST = 2**26

@@ -12,12 +12,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from routed_rl.artifacts import SEAL, RunFolder, read_json, read_object, require_seal
+from routed_rl.artifacts import KEPT, SEAL, RunFolder, read_json, read_object, require_seal
 from routed_rl.config import Config
 from routed_rl.config.robust import TARGETS
 from routed_rl.errors import CheckpointError, ConfigError, command
 from routed_rl.export.models import discard_but
-from routed_rl.export.stock import KEPT, discard
+from routed_rl.export.stock import discard
 from routed_rl.model.adapter import load_adapter, plain, save_adapter
 from routed_rl.model.load import load_model, write_generation_config
 from routed_rl.model.targets import find_writers

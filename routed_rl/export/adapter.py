@@ -4,12 +4,11 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from routed_rl.artifacts import SEAL, RunFolder, read_object, require_seal, step_of
+from routed_rl.artifacts import KEPT, SEAL, RunFolder, read_object, require_seal, step_of
 from routed_rl.checkpoint import quarantined
 from routed_rl.errors import CheckpointError
 from routed_rl.export.lora import retained, write_lora
 from routed_rl.export.publish import Finish, publish
-from routed_rl.export.stock import KEPT
 from routed_rl.export.stored import hash_of, is_lora, is_transposed, read_quarantine
 
 

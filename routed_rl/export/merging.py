@@ -7,8 +7,8 @@ from tempfile import TemporaryDirectory
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from routed_rl.artifacts import KEPT
 from routed_rl.export.publish import Finish, publish
-from routed_rl.export.stock import KEPT
 from routed_rl.model.adapter import merge
 from routed_rl.model.load import write_generation_config
 

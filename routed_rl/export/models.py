@@ -7,10 +7,10 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from routed_rl.artifacts import RunFolder, step_of, write_json
+from routed_rl.artifacts import KEPT, RunFolder, step_of, write_json
 from routed_rl.errors import CheckpointError
 from routed_rl.export.publish import Finish, publish
-from routed_rl.export.stock import KEPT, copy_stock_files
+from routed_rl.export.stock import copy_stock_files
 from routed_rl.export.stored import StoredTarget, bias_key, hash_of, is_lora, is_transposed, read_quarantine
 
 

@@ -11,9 +11,6 @@ STOCK_FILES = ("config.json", "generation_config.json", "model.safetensors", "mo
                "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model",
                "chat_template.jinja", "additional_chat_templates/*.jinja", "chat_template.json", ADAPTER, ADAPTER_CONFIG)
 """The files of a model folder or an adapter, as `save_pretrained` of a model and a tokenizer writes them."""
-KEPT = "kept.json"
-"""The file in the folder of a deployed model that keeps shares of environments' parts. It records which shares are kept, why, and
-from which quarantine they are."""
 
 
 def discard(run: RunFolder, out: Path, step: int | None = None, finish: Finish | None = None) -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from routed_rl.artifacts import ADAPTER_CONFIG
 from routed_rl.config import DegradeConfig, SubspaceConfig
 from routed_rl.errors import SubspaceError
 from routed_rl.extraction.activations import gather, kinds_of
@@ -42,7 +43,7 @@ def prepare(job: Job) -> Callable[[], Subspace]:
 def _refuse_flip(config: SubspaceConfig) -> None:
     """SubspaceError if `subspace.flip` is set where it would do nothing: for axes whose sign is known."""
     path = Path(config.path or "")
-    extracted = path.is_dir() and not (path / "adapter_config.json").is_file()
+    extracted = path.is_dir() and not (path / ADAPTER_CONFIG).is_file()
     if config.flip and (config.method not in ("sae", "file", "random", "union") or (config.method == "file" and extracted)):
         what = f"{path} is the folder of axes" if config.method == "file" else f"subspace.method={config.method} finds axes"
         raise SubspaceError(f"subspace.flip=true negates vectors of an SAE or a file, and {what} whose sign is known already; "

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from routed_rl.artifacts import ADAPTER_CONFIG
 from routed_rl.errors import SubspaceError
 from routed_rl.extraction.activations import gather
 from routed_rl.extraction.contrast import read_prompts, tokenize_pairs
@@ -60,7 +61,7 @@ def from_file(job: Job) -> Callable[[], Subspace]:
     is returned unchanged. Vectors from any other file become named axes, whose scale is the stream's standard deviation along
     them."""
     path = Path(job.config.path or "")
-    if not path.is_file() and not (path / "adapter_config.json").is_file():
+    if not path.is_file() and not (path / ADAPTER_CONFIG).is_file():
         subspace = Subspace.load(path)
         subspace.check_model(model=job.model_path, model_hash=job.model_hash, width=job.width, layers=job.layers)
         return lambda: subspace

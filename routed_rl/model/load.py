@@ -30,7 +30,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
-from routed_rl.artifacts import read_json, read_object, require_seal, write_json
+from routed_rl.artifacts import ADAPTER_CONFIG, read_json, read_object, require_seal, write_json
 from routed_rl.errors import ConfigError, ModelError, reading
 from routed_rl.model.fourbit import compute_alike, four_bit
 from routed_rl.model.gguf import GGUF, forget_quantisation, gguf_file, quick_reading
@@ -209,7 +209,7 @@ def _folder_or_hub_name(path: str) -> str:
     """Return `path` if a model may be loaded from it. ModelError for a folder that does not exist or holds only an adapter."""
     folder = Path(path).expanduser()
     if folder.is_dir():
-        if (folder / "adapter_config.json").exists():
+        if (folder / ADAPTER_CONFIG).exists():
             raise ModelError(adapter_message(path))
         if not (folder / "config.json").exists():
             raise ModelError(f"folder {path!r} has no config.json; give a model folder in Hugging Face format")

@@ -8,10 +8,10 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Mo
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from routed_rl import console
-from routed_rl.artifacts import ADAPTER_CONFIG, CARD, SEAL, RunFolder, read_json, require_seal
+from routed_rl.artifacts import ADAPTER_CONFIG, CARD, KEPT, SEAL, RunFolder, read_json, require_seal
 from routed_rl.config.references import remember
 from routed_rl.errors import ConfigError, HubError, RunFolderError, command, reading
-from routed_rl.export.stock import KEPT, discard
+from routed_rl.export.stock import discard
 from routed_rl.pipeline.finishing import finishing
 from routed_rl.report.card import DEPLOYED, POLICY, QUARANTINE, hub_name
 

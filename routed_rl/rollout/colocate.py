@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from routed_rl.artifacts import ADAPTER, ADAPTER_CONFIG
 from routed_rl.config import RolloutConfig
 from routed_rl.errors import RolloutError
 from routed_rl.rollout.engine import Lora, Sampling
@@ -26,9 +27,9 @@ def write_adapter(folder: Path, tensors: dict[str, Tensor], lora: Lora) -> None:
     """Write a stock PEFT adapter, with the fields that vLLM reads, into `folder`. `tensors` has its factors under PEFT's
     names."""
     folder.mkdir(exist_ok=True)
-    save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, folder / "adapter_model.safetensors")
+    save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, folder / ADAPTER)
     settings = {"peft_type": "LORA", "r": lora.rank, "lora_alpha": lora.rank, "target_modules": lora.modules, "bias": "none"}
-    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(settings))
 
 
 def memory_folder() -> Path:

@@ -20,7 +20,8 @@ class Served:
         self.sync_seconds = 0.0
         """Seconds that the last `sync` took."""
         self.pending: Future[Any] | None = None
-        """A request to the engine that another thread makes. Until it is answered, the engine gets no weights and no adapter."""
+        """A request to the engine that another thread makes. Until it is answered, the engine gets no weights and no other
+        request."""
         self.waited_s = 0.0
         """Seconds that this process has waited for pending requests since somebody set this to 0."""
         self._current: set[str] = set()
@@ -63,14 +64,12 @@ class Served:
         """Make the engine ready to answer as the policy or as the deployed model. Returns the name of the adapter for requests;
         None if requests need none. Every process of a run must call this, even one that makes no requests. Call it for the policy
         before others use the engine."""
+        self.settle()
         adapter = self.models.adapter(deployed=deployed)
         if self.engine.lora is None:
-            self.settle()
             self._replace_writers(deployed=deployed)
             return None
-        self.engine.wake()
         if adapter is not None and adapter not in self._current:
-            self.settle()
             tensors: dict[str, Tensor] = self.models.tensors(adapter)
             self.engine.load_adapter(adapter, dict(self._padded(tensors.items())))
             self._current.add(adapter)

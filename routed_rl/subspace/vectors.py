@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from routed_rl.artifacts import read_object
+from routed_rl.artifacts import ADAPTER, ADAPTER_CONFIG, read_object
 from routed_rl.errors import SubspaceError, reading
 from routed_rl.subspace.artifact import checked
 from routed_rl.subspace.named import NamedVector
@@ -45,7 +45,7 @@ def read_vectors(path: str | Path, wanted: Wanted) -> Vectors:
     SubspaceError for a file that cannot be read or has no vector, and for vectors that have another width or are not finite.
     """
     path = Path(path)
-    kind = "adapter" if (path / "adapter_config.json").is_file() else path.suffix
+    kind = "adapter" if (path / ADAPTER_CONFIG).is_file() else path.suffix
     if kind not in READERS:
         raise SubspaceError(f"subspace.path={path} is none of: a folder that `routed-rl extract` wrote, a PEFT adapter folder, "
                             f"{', '.join(suffix for suffix in READERS if suffix != 'adapter')}")
@@ -119,11 +119,10 @@ def _from_adapter(path: Path, wanted: Wanted) -> Vectors:
     An adapter does not say on which side the persona lies, so each vector has the sign that makes its largest entry positive. The
     setting `subspace.flip` reverses all signs.
     """
-    file = path / "adapter_model.safetensors"
-    config = read_object(path / "adapter_config.json", SCALING) or {}
+    file = path / ADAPTER
+    config = read_object(path / ADAPTER_CONFIG, SCALING) or {}
     if config.get("peft_type") != "LORA" or not file.is_file():
-        raise SubspaceError(f"adapter {path} is no LoRA: it needs an adapter_config.json with peft_type LORA, and "
-                            "adapter_model.safetensors")
+        raise SubspaceError(f"adapter {path} is no LoRA: it needs an {ADAPTER_CONFIG} with peft_type LORA, and {ADAPTER}")
     tensors = load_file(file)
     changes: dict[int, list[Tensor]] = {}
     for key, b in tensors.items():

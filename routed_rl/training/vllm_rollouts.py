@@ -60,11 +60,7 @@ class PolicyGeneration(VLLMGeneration):
         found = ahead.take() if ahead is not None else None
         answer = self._generate(prompts, images, num_generations, profiler) if found is None else (prompts, *found, None)
         if ahead is not None:
-            if checks := self._checks_later and self.parity.is_due(self.trainer.state.global_step):
-                self.served.show(deployed=True)  # now, because the server gets no adapter while it completes prompts
             ahead.ask_next()
-            if checks:
-                self._check_parity()
         return answer
 
     def _generate(self, prompts: list[list[int]], images: Any, num_generations: int, profiler: Any) -> tuple[Any, ...]:
@@ -151,18 +147,10 @@ class PolicyGeneration(VLLMGeneration):
     def sync_weights(self) -> None:
         self.served.sync()
         self.trainer.rollout_metrics["time/sync_s"] = self.served.sync_seconds
-        if self.parity.is_due(self.trainer.state.global_step) and not self._checks_later:
-            self._check_parity()
-
-    @property
-    def _checks_later(self) -> bool:
-        """Whether the parity check waits until the next completions are requested, and goes on beside them. It needs a server
-        that holds the policy and the deployed model at once."""
-        return self.trainer.ahead is not None and self.served.engine.lora is not None
-
-    def _check_parity(self) -> None:
-        with self.trainer.rolling_out(()):  # because the check has rows of its own
-            self.trainer.rollout_metrics |= self.parity.run(self.trainer.state.global_step)
+        step = self.trainer.state.global_step
+        if self.parity.is_due(step):
+            with self.trainer.rolling_out(()):  # because the check has rows of its own
+                self.trainer.rollout_metrics |= self.parity.run(step)
 
 
 def use_engine(trainer: Any, served: Served, parity: ParityCheck, *, ahead: bool = False) -> None:

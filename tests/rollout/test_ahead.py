@@ -56,30 +56,6 @@ def test_each_generation_comes_from_weights_that_are_as_many_steps_old_as_is_sai
 @pytest.mark.slow
 @pytest.mark.parametrize("adapter", [{}, {"kind": "lora", "r": 4}])
 @pytest.mark.parametrize("practice", [{"share": 0}, {"share": 0.5, "environments": "all"}])
-def test_parity_is_compared_while_the_server_completes_the_next_prompts(server, tmp_path, practice, adapter):
-    begun, beside, post = list[str](), list[bool](), server.post
-
-    def watched(path, body):
-        if path != "/v1/completions" or "prompt_logprobs" in body:
-            beside.extend([bool(begun)] * ("prompt_logprobs" in body))
-            return post(path, body)
-        begun.append(path)
-        try:
-            return post(path, body)
-        finally:
-            begun.pop()
-
-    server.post, server.delay = watched, 0.5
-    run = pipeline.train(config_of(server, tmp_path / "run", routing={"practice": practice},
-                                   model={"path": f"{tmp_path}/parts/model", "adapter": adapter}), [])
-    compared = metrics(run)[0]
-    assert max(compared["parity/policy"], compared["parity/deployed"]) < 1e-4
-    assert len(beside) == 3 and beside[-1]  # read are the base model, the policy, and the deployed model
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("adapter", [{}, {"kind": "lora", "r": 4}])
-@pytest.mark.parametrize("practice", [{"share": 0}, {"share": 0.5, "environments": "all"}])
 def test_a_run_whose_server_dies_ends_with_one_line_and_resumed_it_is_the_run_that_was_not_stopped(server, tmp_path, practice,
                                                                                                    adapter):
     settings = {"routing": {"practice": practice}, "model": {"path": f"{tmp_path}/parts/model", "adapter": adapter}}

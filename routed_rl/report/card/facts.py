@@ -10,7 +10,7 @@ from typing import Any
 
 from safetensors import safe_open
 
-from routed_rl.artifacts import SEAL, read_object
+from routed_rl.artifacts import ADAPTER_CONFIG, KEPT, SEAL, read_object
 from routed_rl.config.references import masked
 from routed_rl.report.data import RunData
 from routed_rl.report.differences import Results
@@ -46,7 +46,7 @@ class Facts:
 
     @property
     def is_adapter(self) -> bool:
-        return (self.folder / "adapter_config.json").exists()
+        return (self.folder / ADAPTER_CONFIG).exists()
 
     @property
     def trains_lora(self) -> bool:
@@ -56,9 +56,9 @@ class Facts:
     def beside(self) -> bool:
         """Whether a quarantine must be active beside the deployed model's LoRA. It need not if it is the rest of a plain model,
         into which that LoRA was merged with the parts that are kept."""
-        base = (read_object(self.folder / "adapter_config.json", {"base_model_name_or_path": str}) or {}).get(
+        base = (read_object(self.folder / ADAPTER_CONFIG, {"base_model_name_or_path": str}) or {}).get(
             "base_model_name_or_path", "")
-        return self.trains_lora and not (self.leaving.rest and (Path(base) / "kept.json").exists())
+        return self.trains_lora and not (self.leaving.rest and (Path(base) / KEPT).exists())
 
     @property
     def adapter(self) -> dict[str, Any]:
@@ -81,7 +81,7 @@ class Facts:
     @property
     def shares(self) -> dict[str, float]:
         """For each environment, the share of its part that the folder keeps."""
-        parts = (read_object(self.folder / "kept.json", {"parts": dict[str, dict[str, Any]]}) or {}).get("parts", {})
+        parts = (read_object(self.folder / KEPT, {"parts": dict[str, dict[str, Any]]}) or {}).get("parts", {})
         return {name: part.get("share") or 0.0 for name, part in parts.items()}
 
     @cached_property
