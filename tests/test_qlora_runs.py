@@ -12,6 +12,8 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
+from routed_rl.audit import audit
+from routed_rl.config import AuditConfig
 from routed_rl.errors import ConfigError, ModelError
 from routed_rl.model.load import load_model
 from routed_rl.tracking import MetricsFile
@@ -88,3 +90,9 @@ def test_a_run_on_weights_in_4_bit_is_a_run_of_a_lora(parts, tmp_path):
     pipeline.resume(str(again), ["trainer.max_steps=4"], lambda _: lora_config(
         parts, again, lora=QLORA | {"target_modules": targets}))
     same(again, run)
+    found = audit(str(run), AuditConfig(samples=8, prompts=8, blocks=2), None, None)
+    moved = found["models"]["deployed"]["shift"]
+    assert found["models"]["base"]["shift"] == 0 != moved
+    for groups in found["groups"].values():
+        assert sum(group["energy"] for group in groups.values()) == pytest.approx(1)
+        assert sum(group["measures"]["shift"]["carried"] for group in groups.values()) == pytest.approx(moved, abs=1e-9)
