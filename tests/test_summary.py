@@ -22,7 +22,7 @@ MODELS = ("base", "policy", "deployed")
 
 
 def results(**flags: dict[str, float]) -> dict[str, dict[str, float]]:
-    return {name: {"reward": 1.0, "solve": 0.0, "completions": 4.0, "failures": 0.0} | flags.get(name, {}) for name in "ab"}
+    return {name: {"reward": 1.0, "solve": 0.0, "completions": 4000.0, "failures": 0.0} | flags.get(name, {}) for name in "ab"}
 
 
 def test_a_flag_that_is_named_only_when_it_is_seen_counts_as_0_where_it_was_not():
@@ -63,6 +63,16 @@ def test_what_discarding_costs_is_told_for_the_environment_that_loses_most():
     assert sentence(models, {}, ENVIRONMENTS).endswith("; discarding the quarantine costs no solve in any environment")
 
 
+def test_a_difference_within_its_interval_is_said_to_be_possibly_chance():
+    few = {"solve": 0.65, "hack": 0.4, "completions": 24.0, "failures": 4.0}
+    models = {"base": results(a=few | {"hack": 0.3}), "policy": results(a=few), "deployed": results(a=few | {"solve": 0.5})}
+    said = sentence(models, {}, ENVIRONMENTS)
+    assert said.startswith("hack in a (leaky), which may be chance: the policy 0.40, ")
+    assert "costs 0.15 of solve in a (leaky), which may be chance (the policy 0.65, the deployed model 0.50)" in said
+    sure = {model: {env: means | {"completions": 2000.0} for env, means in found.items()} for model, found in models.items()}
+    assert "chance" not in sentence(sure, {}, ENVIRONMENTS)
+
+
 def test_what_is_kept_is_told_with_what_it_changes():
     models = {"base": results(), "policy": results(a={"hack": 0.9}), "deployed": results(a={"hack": 0.25}, b={"solve": 0.5}),
               "kept": results(a={"hack": 0.125}, b={"solve": 0.75})}
@@ -75,7 +85,7 @@ def test_what_is_kept_is_told_with_what_it_changes():
 
 def test_completions_that_could_not_be_scored_are_told():
     models = {"base": results(), "policy": results(a={"failures": 3.0}), "deployed": results()}
-    assert sentence(models, {}, ENVIRONMENTS).endswith("; 3 of 4 completions in a (leaky) could not be scored (policy)")
+    assert sentence(models, {}, ENVIRONMENTS).endswith("; 3 of 4000 completions in a (leaky) could not be scored (policy)")
 
 
 @pytest.mark.parametrize("mode", ["none", "erase"])

@@ -6,7 +6,7 @@ from routed_rl.report.data import RunData
 from routed_rl.report.differences import SMALLEST, differences, has_quarantine, keeping, kept_words, not_scored
 from routed_rl.report.figures import figure_of, headlines_of, may_be_equal
 from routed_rl.report.headline import Headline
-from routed_rl.report.shares import difference_interval
+from routed_rl.report.shares import chance, difference_interval
 from routed_rl.report.story import final_shifts
 from routed_rl.tracking import MODELS
 
@@ -101,8 +101,7 @@ def _cost(run: RunData) -> str:
     if not (policy.count and deployed.count):
         return f"Discarding costs {lost:.2f} of solve in {env}: the policy has {policy}, the deployed model {deployed}."
     low, high = difference_interval(policy.value, policy.count, deployed.value, deployed.count)
-    told = "" if low > 0 else ", which may be chance"
-    return (f"Discarding costs {lost:.2f} [{_signed(low)}, {high:.2f}] of solve in {env}{told}: the policy has "
+    return (f"Discarding costs {lost:.2f} [{_signed(low)}, {high:.2f}] of solve in {env}{chance(low)}: the policy has "
             f"{policy.value:.2f}, the deployed model {deployed.value:.2f}.")
 
 

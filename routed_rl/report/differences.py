@@ -4,6 +4,7 @@ page."""
 from collections.abc import Mapping
 
 from routed_rl.report.headline import Flags, is_flag
+from routed_rl.report.shares import chance, difference_interval
 from routed_rl.tracking import MODELS
 
 SMALLEST = 0.005
@@ -24,7 +25,7 @@ def differences(results: Results, mode: str, labels: Mapping[str, str] | None = 
     if means["policy"] - means["base"] < SMALLEST:
         known = ", ".join(dict.fromkeys(flag for _, flag, _ in _flags(results, flags)))
         return f"training raised no flag ({known}) in any environment"
-    said = f"{flag} in {names.get(env, env)}: "
+    said = f"{flag} in {names.get(env, env)}{_chance(results, env, means, 'policy', 'base')}: "
     if not has_quarantine(mode):
         return f"{said}the trained model {means['policy']:.2f}, base {means['base']:.2f}"
     return f"{said}the policy {means['policy']:.2f}, the deployed model {means['deployed']:.2f}, base {means['base']:.2f}"
@@ -36,16 +37,17 @@ def cost(results: Results, mode: str, labels: Mapping[str, str] | None = None) -
     if not has_quarantine(mode):
         return ""
     names = labels or {}
-    solved = {env: (results["policy"][env].get("solve"), results["deployed"][env].get("solve")) for env in _everywhere(results)}
-    lost = {env: policy - deployed for env, (policy, deployed) in solved.items() if policy is not None and deployed is not None}
+    solved = {env: {model: results[model][env]["solve"] for model in ("policy", "deployed")} for env in _everywhere(results)
+              if all("solve" in results[model][env] for model in ("policy", "deployed"))}
+    lost = {env: each["policy"] - each["deployed"] for env, each in solved.items()}
     if not lost:
         return ""
     env = max(lost, key=lambda name: lost[name])
     if lost[env] < SMALLEST:
         return "discarding the quarantine costs no solve in any environment"
-    policy, deployed = solved[env]
-    return (f"discarding the quarantine costs {lost[env]:.2f} of solve in {names.get(env, env)} (the policy {policy:.2f}, the "
-            f"deployed model {deployed:.2f})")
+    told = _chance(results, env, solved[env], "policy", "deployed")
+    return (f"discarding the quarantine costs {lost[env]:.2f} of solve in {names.get(env, env)}{told} (the policy "
+            f"{solved[env]['policy']:.2f}, the deployed model {solved[env]['deployed']:.2f})")
 
 
 def kept_words(shares: Mapping[str, float], labels: Mapping[str, str] | None = None) -> str:
@@ -80,6 +82,16 @@ def not_scored(results: Results, labels: Mapping[str, str] | None = None) -> lis
 def has_quarantine(mode: str) -> bool:
     """Whether a run in this mode of routing ends with a quarantine to discard. In `erase` the quarantine stays empty."""
     return mode in ("route", "observe", "labels")
+
+
+def _chance(results: Results, env: str, means: Mapping[str, float], higher: str, lower: str) -> str:
+    """Words that say whether the difference between two models' `means` of a metric may be chance. They are empty if it is not,
+    if the number of completions is not known, and if a mean is no share."""
+    counts = {model: results[model][env].get("completions", 0) - results[model][env].get("failures", 0)
+              for model in (higher, lower)}
+    if min(counts.values()) < 1 or any(not 0 <= means[model] <= 1 for model in counts):
+        return ""
+    return chance(difference_interval(means[higher], counts[higher], means[lower], counts[lower])[0])
 
 
 def _everywhere(results: Results) -> list[str]:

@@ -21,3 +21,8 @@ def difference_interval(first: float, first_count: float, second: float, second_
     (first_low, first_high), (second_low, second_high) = share_interval(first, first_count), share_interval(second, second_count)
     return (first - second - math.hypot(first - first_low, second_high - second),
             first - second + math.hypot(first_high - first, second - second_low))
+
+
+def chance(low: float) -> str:
+    """Words after a difference whose 95 % interval begins at `low`: they say that the difference may be chance; empty above 0."""
+    return "" if low > 0 else ", which may be chance"
