@@ -29,7 +29,7 @@ WEIGHTS = {"none": "model.safetensors", "lora": "adapter_model.safetensors"}
 def config(parts: Path, out: Path, adapter: str, *, halts: bool):
     # At least half a point a step is paid for nothing: it halts, is told to go on, and halts again some steps later.
     gap = RuleConfig(limit=4.0, action="halt" if halts else "report")
-    model = {"path": str(parts / "model"), "adapter": {"kind": adapter, "r": 4}}
+    model = {"path": str(parts / "model"), "adapter": {"kind": adapter} | ({"r": 4} if adapter == "lora" else {})}
     wanted = own_config(parts, out, model=model, trainer={"max_steps": STEPS, "save_steps": 3, "save_total_limit": 4})
     wanted.monitor = MonitorConfig(warmup=0, gap=gap)
     return wanted
