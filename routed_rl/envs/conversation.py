@@ -109,8 +109,8 @@ def checked(episode: Any, method: str, answer: Any) -> Any:
 
 
 class Played:
-    """An environment with episodes that is scored like one without, to try it out without a model. A completion is a list of
-    turns, whose last one is repeated if the episode continues, or one text that is used as every turn."""
+    """Makes an environment with episodes look like one without episodes, so that it can be tried out where no model answers. A
+    completion is a list of turns, whose last one is repeated if the episode continues, or one text that is used as every turn."""
 
     def __init__(self, environment: EpisodicEnvironment) -> None:
         self.environment, self.tasks, self.plugin_lines = environment, environment.tasks, lines_of(environment)

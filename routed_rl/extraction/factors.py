@@ -52,8 +52,8 @@ def from_factors(job: Job, prepare: Prepare) -> Callable[[], Subspace]:
 
 
 def _axis(factors: Factors, factor: int, sign: float) -> NamedVector:
-    """Make the axis of the factor with the number `factor`: at each layer the effect there, times `sign`. A shift of 1 along the
-    axis is as long as the effect."""
+    """Make the axis of one factor. At each layer it is the vector by which the factor changes the stream there, times `sign`. A
+    shift of 1 along the axis has the length of that vector."""
     effects = dict(enumerate(factors.effects_LFD[:, factor], start=factors.source))
     return NamedVector(f"dct_{factor}", {layer: sign * effect for layer, effect in effects.items()},
                        {layer: effect.norm().item() for layer, effect in effects.items()})

@@ -35,9 +35,10 @@ class Pushed:
 
     def __init__(self, model: PreTrainedModel, sequences: Sequence[Sequence[int]], layer: int, positions: int,
                  batch_size: int) -> None:
-        """`sequences`: the token ids of the prompts. `layer`: the layer to whose output vectors are added. `positions`: effects
-        are means over so many last tokens of each prompt, or over all if it has fewer. `batch_size`: about how many rows (a
-        prompt with an added vector) are run at a time. The layers up to `layer` are run once, here."""
+        """`sequences`: the token ids of the prompts. `layer`: the layer whose output gets the vectors. `positions`: the
+        effects of a vector on the stream are means over so many last tokens of each prompt, or over all if it has fewer.
+        `batch_size`: about how many rows (a prompt with an added vector) are run at a time. The layers up to `layer` are run
+        once, here."""
         self.model, self.layer = model, layer
         self.ids_BT, self.mask_BT = (each.to(model.device) for each in padded(sequences))
         ends = self.mask_BT.sum(1, keepdim=True)

@@ -89,7 +89,7 @@ def _require_known(model: PreTrainedModel, layers: str, writers: Sequence[str]) 
 
 def _family(model: PreTrainedModel, layers: str, seen: Trace, found: list[list[Found]]) -> Family:
     """Make the family from the writers that were found in each layer. `layers`: the name of the list of layers. `seen`: the trace
-    in evaluation mode."""
+    of a forward pass in evaluation mode."""
     first, width = _in_all(model, layers, found), seen.layers[0].into_BTD.shape[-1]
     if getattr(model.config.get_text_config(), "hidden_size", None) != width:
         raise ModelError(f"its stream is {width} wide, and hidden_size of its config says something else")

@@ -66,7 +66,7 @@ class Blame:
         return "no environment pulled towards the positive persona"
 
     def record(self) -> dict[str, Any]:
-        """Return the answer as plain JSON, for `summary.json` and `HALTED.json`."""
+        """Return this finding as plain JSON, for `summary.json` and `HALTED.json`."""
         return {"named": self.named, "suspected": self.suspected, "margin": self.margin, "evidence": dict(self.evidence)}
 
 

@@ -116,7 +116,7 @@ def _next(found: Found, heads: list[Headline], seeds: int, failed: Collection[st
 
 
 def _risen(found: Found, head: Headline) -> float:
-    """How much the figure rose from the base model to the policy without routing."""
+    """How much the mean of the metric `head` rose, in the arm without routing, from the base model to the policy."""
     models = found["arms"][UNROUTED]
     return sum(sign * (_leaf(models[model], head) or {"mean": 0.0})["mean"] for model, sign in (("policy", 1), ("base", -1)))
 

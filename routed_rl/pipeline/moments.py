@@ -102,8 +102,8 @@ def memory_lines(parts: Parts, arguments: TrainerArguments, prompt: int, *, acco
 
 
 def peak(found: list[Need]) -> float:
-    """The largest total of these needs at any moment, in bytes. The cache of transformers, and the memory of a vLLM that sleeps,
-    are freed before the update begins."""
+    """The largest total of these needs at any moment, in bytes. It is less than their sum, because the cache of transformers, and
+    the memory of a vLLM that sleeps, are freed before the update begins."""
     sizes = {need.name: need.bytes for need in found}
     cache, update = sizes.pop("rollouts", 0.0), sizes.pop("gradients") + sizes.pop("activations", 0.0)
     return sum(sizes.values()) + max(cache, update)

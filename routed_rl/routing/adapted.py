@@ -63,7 +63,7 @@ class FrozenWeight:
     moved = square
 
     def start(self) -> None:
-        """Returns None as the value from which `moved_from` measures, because that is always the frozen weight."""
+        """Returns None: no value must be kept, because `moved_from` always measures from the frozen weight."""
 
     def moved_from(self, start: Any) -> Tensor:
         return self.moved()

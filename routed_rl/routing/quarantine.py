@@ -142,7 +142,7 @@ def kept_of(parts_EKN: Tensor, shares: Sequence[float]) -> Tensor:
 
 
 def _keeping(target: Target) -> AdapterWeight | None:
-    """Return the weight of a target whose LoRA also holds the change inside the subspace; None for any other target."""
+    """Return the target's weight if it is a LoRA that holds the whole change, also the part inside the subspace; else None."""
     return target.weight if isinstance(target.weight, AdapterWeight) and target.context.now.whole else None
 
 

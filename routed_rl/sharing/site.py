@@ -74,7 +74,8 @@ def write_site(folder: Path, files: dict[str, str]) -> None:
 
 
 def _download(site_key: str | None) -> dict[str, str]:
-    """Return a link, or Turnstile's widget, which shows the link when somebody has passed its test."""
+    """Return the parts of the page, by their names in its template, that lead to the archive. With `site_key` it is Turnstile's
+    widget, which shows the link to those who pass its test; without it, it is the link."""
     if site_key is None:
         return {"turnstile_script": "<!-- Turnstile: share again with --site-key KEY -->",
                 "download": f'<p><a href="{ARCHIVE}" rel="nofollow">Download the archive</a></p>'}

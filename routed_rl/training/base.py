@@ -1,5 +1,5 @@
-"""Provides the base model beside the model that trains, for code that has the base model read a completion too. The base model
-has no influence on loss or reward here.
+"""Provides the base model during training, for code that runs it on the completions that the trained model wrote. This module
+uses the base model for neither loss nor reward.
 
 Not covered: strategies that shard weights.
 """

@@ -46,8 +46,8 @@ def check_optimizer(optimizer: torch.optim.Optimizer, shapes: list[torch.Size], 
 
 
 def _expected(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return examples, by name, of the tensors that the optimizer keeps for each weight, if they are scalars or have the weight's
-    shape. They come from one step of a trial optimizer on a small weight."""
+    """Return by name an example of each tensor that the optimizer keeps for a weight and that is a scalar or has the weight's
+    shape. The examples come from one step of a trial optimizer on a small weight; a checkpoint's state is compared with them."""
     kind = type(optimizer)
     if not kind.__module__.startswith("torch.optim"):
         return {}

@@ -54,8 +54,8 @@ class Facts:
 
     @property
     def beside(self) -> bool:
-        """Whether a quarantine must be active beside the deployed model's LoRA. It need not if it is the rest of a plain model,
-        into which that LoRA was merged with the parts that are kept."""
+        """Whether the deployed model's LoRA must be active when this quarantine is loaded. It must not if the deployed model
+        keeps parts of the quarantine and is a plain model, because its LoRA is then merged into its weights."""
         base = (read_object(self.folder / ADAPTER_CONFIG, {"base_model_name_or_path": str}) or {}).get(
             "base_model_name_or_path", "")
         return self.trains_lora and not (self.leaving.rest and (Path(base) / KEPT).exists())

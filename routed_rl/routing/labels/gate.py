@@ -68,7 +68,8 @@ class LabelSite:
 
 
 class LabelledModule(nn.Module):
-    """Mixin for the class of a module that label routing changes; it must come before that class."""
+    """Mixin for the class of a module that is routed by labels: labels scale the gradient of the module's parameters, and the
+    quarantine's output is added to the module's. Among the base classes it must stand before the module's own class."""
 
     label_site: LabelSite
 

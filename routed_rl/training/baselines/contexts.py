@@ -104,8 +104,9 @@ class InContext:
 def in_contexts(settings: BaselineConfig, environments: Sequence[LoadedEnvironment], wanted: Sequence[str], seed: int
                 ) -> list[LoadedEnvironment]:
     """Make environments to evaluate, named `NAME_CONTEXT`, one for each environment and each context in `wanted`. Environments
-    with episodes are left out, and so are those whose prompts are no chats and that have no text for the context. ConfigError if
-    contexts are wanted and no environment is left, and if an environment has such a name already."""
+    with episodes are left out. For a chat there is always a text that asks for the context; an environment of plain prompts is
+    left out for each context for which no text is set. ConfigError if contexts are wanted
+    and no environment is left, and if an environment has such a name already."""
     found: list[LoadedEnvironment] = []
     single = [loaded for loaded in environments if not has_episodes(loaded.environment)]
     prompts = PromptContexts(settings, single)
