@@ -1,6 +1,8 @@
 """Finds the model's own weights below a LoRA that PEFT has put on it, and the names that the LoRA has in PEFT's files. PEFT
 itself is not imported."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,6 +18,19 @@ INNER = ".base_layer."
 def adapted_modules(model: nn.Module) -> dict[str, Any]:
     """Return PEFT's modules that carry a trained LoRA, by the names of the modules that they replace."""
     return {name: module for name, module in model.named_modules() if has_adapter(module)}
+
+
+@contextmanager
+def without_adapters(model: nn.Module) -> Iterator[None]:
+    """Inside the block, the modules that carry a trained LoRA are replaced by the model's own modules below them."""
+    adapted = adapted_modules(model)
+    try:
+        for name, module in adapted.items():
+            model.set_submodule(name, module.base_layer)
+        yield
+    finally:
+        for name, module in adapted.items():
+            model.set_submodule(name, module)
 
 
 def base_weights(model: nn.Module) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from routed_rl.errors import ModelError
+from routed_rl.model.base import without_adapters
 from routed_rl.model.families import FAMILIES, Family
 from routed_rl.model.recognise import recognise
 
@@ -66,7 +67,8 @@ def name_writers(model: PreTrainedModel, writers: Sequence[str]) -> Family:
     """Declare which modules are the writers of a model, whatever its type, and return the family that follows. `writers`: their
     names relative to a layer; if empty, they are found. Either way they are verified by running the model, and `family(model)`
     returns the result from then on. ModelError if they are not the model's writers."""
-    found = recognise(model, writers)
+    with without_adapters(model):  # otherwise the factors of a LoRA would be taken for writers
+        found = recognise(model, writers)
     object.__setattr__(model, FOUND, found)
     return found
 

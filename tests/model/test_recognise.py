@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from routed_rl.errors import ModelError
@@ -197,3 +198,14 @@ def test_every_causal_model_routes_as_the_page_of_models_says_or_is_refused_in_o
     assert line in DOCS.read_text() and line.count("\n") == 1
     if table == "found":
         require_routed(kind)
+
+
+@pytest.mark.slow
+def test_a_lora_that_a_model_comes_with_is_no_writer():
+    plain, model = tiny_causal("granite"), tiny_causal("granite")
+    wrapped = get_peft_model(model, LoraConfig(target_modules="all-linear"))
+    before, modules = list(wrapped.state_dict()), dict(wrapped.named_modules())
+    found = find_writers(model)
+    assert family(model) == family(plain) and [writer.name for writer in found] == [each.name for each in find_writers(plain)]
+    assert all(hasattr(writer.module, "lora_B") for writer in found)
+    assert list(wrapped.state_dict()) == before and all(modules[name] is each for name, each in wrapped.named_modules())
