@@ -83,6 +83,11 @@ class RunFolder:
     answers = property(lambda self: self.path / "answers.jsonl")
     report = property(lambda self: self.path / "report.html")
 
+    def base_for(self, path: str) -> str:
+        """The path of the model on which this run's LoRA stands. `path`: that of the model with which the run began. A run that
+        began from another LoRA has stored the sum of the two as its base."""
+        return str(self.base) if self.base.exists() else path
+
     def settings(self) -> dict[str, Any]:
         """The content of config.yaml. RunFolderError if it is damaged."""
         try:

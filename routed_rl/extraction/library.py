@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from routed_rl.config import SubspaceConfig, closest
-from routed_rl.errors import ConfigError
+from routed_rl.errors import ConfigError, ModelError
 from routed_rl.extraction.contrast import pairs_of
 from routed_rl.extraction.find import prepare
 from routed_rl.extraction.job import OWN, Job
@@ -30,6 +30,7 @@ def extract_subspace(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
     fields of `SubspaceConfig`, such as method, rank or weakest.
     """
     _check_parts(model, tokenizer)
+    _check_unchanged(model)
     known = [field.name for field in dataclasses.fields(SubspaceConfig)]
     hints = typing.get_type_hints(SubspaceConfig)
     for name, value in settings.items():
@@ -59,3 +60,21 @@ def _check_parts(model: Any, tokenizer: Any) -> None:
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise ConfigError(f"extract_subspace: tokenizer={tokenizer!r:.60} is a {type(tokenizer).__name__}; give the model's "
                           "tokenizer, such as AutoTokenizer.from_pretrained(PATH); that of a processor is processor.tokenizer")
+
+
+def _check_unchanged(model: PreTrainedModel) -> None:
+    """ModelError if a LoRA or a quarantine changes what the model computes, because a subspace is known by the model's own
+    weights, and would pass for one of the model without that change."""
+    found: Any
+    for module in model.modules():
+        if hasattr(module, "base_layer") and not getattr(module, "disable_adapters", False):
+            ups = getattr(module, "lora_B", None)
+            if ups is not None and any(up.weight.any() for up in ups.values()):  # pyright: ignore[reportCallIssue]
+                raise ModelError("extract_subspace: the model has a LoRA that is trained already, and the subspace would not be "
+                                 "that of its weights; load the model again, or merge the LoRA first (merge_and_unload)")
+        found = vars(module).get("routed_target")
+        for target in found if isinstance(found, list) else [found] if hasattr(found, "coefficients") else []:
+            if target.coefficients.any() and not target.context.now.ablated:
+                raise ModelError("extract_subspace: the model has a quarantine that has learned already, and the subspace would "
+                                 "not be that of its weights; load the model again, or extract it inside "
+                                 "`with trainer.quarantine.ablated():`")

@@ -22,6 +22,8 @@ class Quarantine:
         self.targets, self.environments, self.context = targets, environments, context
         self.held = 0
         """The number of blocks of `ablated`, `scaled` and `kept` that are open."""
+        self.replaced = 0
+        """The number of blocks of `scaled` and `kept` that are open: there the coefficients are not those that were learned."""
         for target in targets:
             if target.expert is None:
                 route_module(target.module, target)
@@ -87,14 +89,14 @@ class Quarantine:
         whether all of them are zero."""
         before, whole = [target.coefficients.clone() for target in self.targets], self.context.now.whole
         self.context.change(whole=False)
-        self.held += 1
+        self.held, self.replaced = self.held + 1, self.replaced + 1
         try:
             for target, inside in zip(self.targets, coefficients, strict=True):
                 target.coefficients.copy_(inside)
             with self.ablated() if nothing else nullcontext():
                 yield
         finally:
-            self.held -= 1
+            self.held, self.replaced = self.held - 1, self.replaced - 1
             self.context.change(whole=whole)
             for target, inside in zip(self.targets, before, strict=True):
                 target.coefficients.copy_(inside)

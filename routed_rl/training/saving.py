@@ -41,6 +41,8 @@ class SavingMixin:
     run: RunFolder
     finite: FiniteCheck
     reward: Rows
+    origin: dict[str, str] | None = None
+    """Further metadata of the file of the quarantine, which say what the run began with; None for none."""
     ahead: Ahead | None = None
     """The object that requests the next generation in advance if `rollout.ahead` is set; None otherwise."""
     optimizer_names: list[list[str]]
@@ -121,7 +123,7 @@ class SavingMixin:
         if RANKS.rank == 0 and not is_adapted(model):
             write_generation_config(model, folder)
         if self.router is not None:
-            save_quarantine(folder, self.router, trainer.state.global_step, family_metadata(plain(model)))
+            save_quarantine(folder, self.router, trainer.state.global_step, family_metadata(plain(model)) | (self.origin or {}))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         trainer: Any = self
@@ -139,7 +141,7 @@ class SavingMixin:
         model = trainer.accelerator.unwrap_model(trainer.model)
         folder.mkdir(parents=True, exist_ok=True)
         deployed = self.router.quarantine.deployed_factors() if self.router is not None else {}
-        save_adapter(model, folder, deployed, str(self.run.base) if self.run.base.exists() else model.config._name_or_path)
+        save_adapter(model, folder, deployed, self.run.base_for(model.config._name_or_path))
         if RANKS.rank == 0:
             trainer.processing_class.save_pretrained(folder)
 
@@ -160,7 +162,9 @@ class SavingMixin:
         if checkpoint is None:
             return
         trainer: Any = self
-        wanted = [(group["initial_lr"], group["weight_decay"]) for group in trainer.optimizer.param_groups]
+        # Some schedules note no initial rate, and some optimizers have no weight decay.
+        wanted = [(group.get("initial_lr", group["lr"]), group.get("weight_decay", 0.0))
+                  for group in trainer.optimizer.param_groups]
         # transformers would load onto the device "cpu:0", which torch does not know.
         with going_on_from(file := Path(checkpoint, "optimizer.pt")):
             stored = torch.load(file, map_location="cpu", weights_only=True)

@@ -184,6 +184,26 @@ def test_training_inside_a_block_that_restores_the_quarantine_is_refused(whole):
     assert not made.quarantine.held
 
 
+def test_no_subspace_is_extracted_through_a_quarantine_that_has_learned(parts, whole):
+    made, _ = whole
+    prompts, tokenizer = parts / "prompts.jsonl", load(parts)[1]
+    with pytest.raises(RoutedRLError, match="has a quarantine that has learned already, .*inside `with trainer.quarantine.ablat"):
+        routed_rl.extract_subspace(made.model, tokenizer, prompts=prompts)
+    with made.quarantine.ablated():
+        routed_rl.extract_subspace(made.model, tokenizer, prompts=prompts, rank=2)
+
+
+@pytest.mark.slow
+def test_a_schedule_that_notes_no_initial_rate_goes_on_too(parts, tmp_path):
+    settings = {"eval_strategy": "steps", "eval_steps": 1, "lr_scheduler_type": "reduce_lr_on_plateau",
+                "metric_for_best_model": "reward"}
+    for last in (2, 4):
+        args = arguments(tmp_path / "run", max_steps=last, **settings)
+        made = trainer(parts, tmp_path, args=args, eval_dataset=rows(4))
+        made.train(resume_from_checkpoint=last == 4)
+    assert [row["step"] for row in made.rows] == [1, 2, 3, 4] and made.optimizer.param_groups[0]["lr"] == 1e-3
+
+
 def test_a_halt_is_saved_also_where_only_the_best_steps_are(whole, monkeypatch):
     made, _ = whole
     assert not made._determine_best_metric({"eval_loss": 1.0}, None)

@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
+from peft import IA3Config, LoraConfig, PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from routed_rl import RoutedGRPOTrainer, RoutedRLError, RoutedRLOOTrainer, extract_subspace
+from routed_rl import RoutedGRPOTrainer, RoutedRLError, RoutedRLOOTrainer, RoutingConfig, extract_subspace
 from routed_rl.model.adapter import factors
 from tests.builders import relative
-from tests.library import PLAIN, arguments, load, right, rows, trainer
+from tests.library import PLAIN, arguments, load, right, rows, subspace_of, trainer
 from tests.parts import write_parts
 
 LORA: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"]}
@@ -74,7 +74,11 @@ def whole(parts, tmp_path_factory) -> Any:
 
 
 def test_what_is_saved_is_a_stock_adapter_of_the_deployed_model_with_its_quarantine(parts, whole, tmp_path):
+    other = Path(whole.args.output_dir, "base")  # a folder of the script's own, not the base of a command's run
+    other.mkdir()
     whole.save_model(str(tmp_path / "saved"))
+    other.rmdir()
+    assert PeftConfig.from_pretrained(str(tmp_path / "saved")).base_model_name_or_path == str(parts / "model")
     stock = PeftModel.from_pretrained(load(parts)[0], str(tmp_path / "saved"))
     policy = logits(whole.model)
     with whole.quarantine.ablated():
@@ -136,6 +140,54 @@ def test_a_base_in_bf16_has_adapters_in_float32_that_stay_outside_the_subspace(p
     assert {value.dtype for value in factors(ours.model).values()} == {torch.float32} and ours.quarantine.norm() > 0
     assert all(row["routing/drift"] < 1e-6 for row in ours.rows)
     assert {value.dtype for name, value in ours.model.named_parameters() if ".lora_" not in name} == {torch.bfloat16}
+
+
+def test_no_subspace_is_extracted_through_a_lora_that_has_learned(parts, whole):
+    """It would have the hash of the weights below the LoRA, and pass for one of theirs."""
+    model, tokenizer = whole.model.get_base_model(), load(parts)[1]
+    with pytest.raises(RoutedRLError, match=r"has a LoRA that is trained already, .*or merge the LoRA first \(merge_and_unload"):
+        extract_subspace(model, tokenizer, prompts=parts / "prompts.jsonl", rank=2)
+    with whole.model.disable_adapter():
+        found = extract_subspace(model, tokenizer, prompts=parts / "prompts.jsonl", rank=2)
+    assert all(map(torch.equal, found.directions, subspace_of(parts).directions))
+
+
+def another(parts: Path) -> dict[str, Any]:
+    """A model of the same shapes, with a subspace of its own."""
+    model, tokenizer = load(parts)
+    with torch.no_grad():
+        model.model.layers[0].self_attn.q_proj.weight.mul_(1.5)
+    return {"model": model, "subspace": extract_subspace(model, tokenizer, prompts=parts / "prompts.jsonl", rank=2)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("given", "message"), [
+    (another, r"step-6 is of a run that began from another model \(weights .*, here .*\); give that model, or se"),
+    (lambda _: {"routing": PLAIN, "subspace": None}, "of a run with routing.mode=route, and this trainer has routing.mode=none; "),
+    (lambda _: {"routing": RoutingConfig(mode="observe")}, "routing.mode=route, and this trainer has routing.mode=observe; "),
+    (lambda _: {"peft_config": LoraConfig(**LORA | {"lora_alpha": 64})}, "with lora_alpha=8, and the LoRA here has lora_alpha=64"),
+    (lambda _: {"peft_config": LoraConfig(**LORA, use_rslora=True)}, "use_rslora=False, and the LoRA here has use_rslora=True;")])
+def test_a_checkpoint_of_another_model_mode_or_scaling_is_refused_and_nothing_removed(parts, whole, tmp_path, given, message):
+    """Its files fit all of them."""
+    shutil.copytree(whole.args.output_dir, tmp_path / "run")
+    written = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    again = made(parts, tmp_path / "run", **{"args": arguments(tmp_path / "run", **ROUNDS | {"max_steps": 8})} | given(parts))
+    with pytest.raises(RoutedRLError, match=message):
+        again.train(resume_from_checkpoint=True)
+    assert written == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["observe", "route"])
+def test_nothing_is_saved_inside_a_block_that_holds_a_part_of_the_quarantine(parts, tmp_path, mode):
+    """With mode observe it would be the policy, and with each mode another quarantine."""
+    ours = made(parts, tmp_path / "run", routing=RoutingConfig(mode=mode))
+    for block in (ours.quarantine.scaled(0.5), ours.quarantine.scaled(0.0), ours.quarantine.kept({"a": 1.0})):
+        with block, pytest.raises(RoutedRLError, match=r"inside quarantine.scaled\(\) or kept\(\), .*; leave that block first"):
+            ours.save_model(str(tmp_path / "saved"))
+    assert not (tmp_path / "saved").exists()
+    with ours.quarantine.ablated():
+        ours.save_model(str(tmp_path / "saved"))
 
 
 def frozen(model: Any) -> Any:

@@ -1,6 +1,7 @@
 """The folder `args.output_dir` of a library trainer. It is a run folder as the commands make it, but without the files that hold
 the commands' settings."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +21,10 @@ class LibraryFolder(RunFolder):
         """Return a text that tells a user how to continue the run. `changes`: settings that the user should change, if any."""
         return f"`trainer.train(resume_from_checkpoint=True)`{' with other settings' if changes else ''}"
 
+    def base_for(self, path: str) -> str:
+        """Return `path`: a folder `base` that is here is another one of the script's."""
+        return path
+
     def begin(self) -> None:
         """Make the folder for a new run. RunFolderError if it holds a run already, because a run is never overwritten."""
         if self.steps() or MetricsFile(self.metrics).rows():
@@ -27,11 +32,13 @@ class LibraryFolder(RunFolder):
             raise RunFolderError(f"args.output_dir={self.path} holds a run already; {go_on}set another args.output_dir")
         self.path.mkdir(parents=True, exist_ok=True)
 
-    def begin_from(self, checkpoint: str | Path | Literal[True], last: int) -> tuple[Path, set[int]]:
+    def begin_from(self, checkpoint: str | Path | Literal[True], last: int, check: Callable[[Path], None]
+                   ) -> tuple[Path, set[int]]:
         """Prepare the folder for going on from a checkpoint: remove all metrics, verdicts and completions of later steps. Returns
         the folder of the checkpoint, which is the newest one for True, and the steps up to the checkpoint after which the monitor
-        had halted the run. `last`: the number of the last step, -1 if epochs decide. CheckpointError if the checkpoint is not
-        whole, is of another run, is not the newest, or is that of the last step."""
+        had halted the run. `last`: the number of the last step, -1 if epochs decide. `check`: is called with the folder of
+        the checkpoint before anything is removed, and raises an error if the trainer cannot go on from it. CheckpointError if the
+        checkpoint is not whole, is of another run, is not the newest, or is that of the last step."""
         folder = self._newest() if checkpoint is True else Path(checkpoint).expanduser().absolute()
         if folder.parent != self.checkpoints:
             raise CheckpointError(f"resume_from_checkpoint={checkpoint} is no checkpoint of args.output_dir={self.path}; set "
@@ -46,6 +53,7 @@ class LibraryFolder(RunFolder):
         if 0 < last <= step:
             raise CheckpointError(f"{folder.name} is the last step of args.max_steps={last}, so nothing is left to train; set "
                                   "args.max_steps higher")
+        check(folder)
         for file in (MetricsFile(self.metrics), verdicts := MetricsFile(self.verdicts)):
             file.truncate(step)
         forget_after(self.completions, step)

@@ -15,6 +15,7 @@ from routed_rl.config import AUTO, MonitorConfig, RoutingConfig, SubspaceConfig
 from routed_rl.errors import ConfigError, ModelError
 from routed_rl.monitor import Blame, Monitor, Verdict, blame
 from routed_rl.routing import Quarantine
+from routed_rl.routing.adapted import NAME
 from routed_rl.subspace import Subspace
 from routed_rl.training.completions import CompletionFiles
 from routed_rl.training.library.checks import (
@@ -30,6 +31,7 @@ from routed_rl.training.library.folder import LibraryFolder
 from routed_rl.training.library.labelled import LabelledRows
 from routed_rl.training.library.messages import named_as_arguments
 from routed_rl.training.library.model import GivenModel, name_of, path_of, route_given
+from routed_rl.training.library.origin import check_origin
 from routed_rl.training.library.processor import processor_of
 from routed_rl.training.library.seams import LibrarySeams
 from routed_rl.training.practice import check_practising, make_practice
@@ -80,6 +82,8 @@ class LibraryMixin(LibrarySeams):
         names = environments_of(train_dataset, environment_column)
         check_practising(routing, names)
         self.folder = run = LibraryFolder(arguments.output_dir)
+        if subspace is not None and routing.mode != "none":
+            self.origin = {"model_hash": subspace.provenance.model_hash}  # that of the model, or it is refused below
         given = GivenModel.load(model, trl.pop("peft_config", None), arguments)
         given.check_optimizers(trl.get("optimizers"))
         self._makes_optimizer = not any(trl.get("optimizers") or ())
@@ -139,7 +143,7 @@ class LibraryMixin(LibrarySeams):
             trainer.optimizer = None  # it is made anew, by the settings that `args` has now
         start = None
         if resume_from_checkpoint:
-            start, halts = self.folder.begin_from(resume_from_checkpoint, trainer.args.max_steps)
+            start, halts = self.folder.begin_from(resume_from_checkpoint, trainer.args.max_steps, self._check_origin)
             if self.watch is not None:
                 self.watch.replay(self.rows, halts)
         else:
@@ -155,10 +159,19 @@ class LibraryMixin(LibrarySeams):
                               f"{trainer.args.generation_batch_size // trainer.num_generations}; give more rows")
         return found
 
+    def _check_origin(self, checkpoint: Path) -> None:
+        trainer: Any = self
+        mode = self.router.config.mode if self.router is not None else "none"
+        check_origin(checkpoint, mode, (self.origin or {}).get("model_hash"), getattr(trainer.model, "peft_config", {}).get(NAME))
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the deployed model, which stock transformers can read, and beside it `quarantine.safetensors`, into `output_dir`,
-        or into `args.output_dir` if that is None. ModelError for the folder from which the model was loaded."""
+        or into `args.output_dir` if that is None. ModelError for the folder from which the model was loaded, and inside
+        `quarantine.scaled()` and `kept()`, where the quarantine is not what was learned."""
         trainer: Any = self
+        if self.quarantine is not None and self.quarantine.replaced:
+            raise ModelError("save_model is called inside quarantine.scaled() or kept(), and would write a part of the "
+                             "quarantine in place of what was learned; leave that block first")
         folder, base = Path(output_dir or self.folder.path), path_of(trainer.accelerator.unwrap_model(trainer.model))
         if base and folder.is_dir() and folder.resolve() == Path(base).resolve():
             raise ModelError(f"save_model({str(folder)!r}) would overwrite the model from which the training began; give another "
