@@ -163,9 +163,9 @@ def another(parts: Path) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize(("given", "message"), [
     (another, r"step-6 is of a run that began from another model \(weights .*, here .*\); give that model, or se"),
-    (lambda _: {"routing": PLAIN, "subspace": None}, "of a run with routing.mode=route, and this trainer has routing.mode=none; "),
+    (lambda _: {"routing": PLAIN, "subspace": None}, "with routing.mode=route, and this trainer has routing.mode=none; "),
     (lambda _: {"routing": RoutingConfig(mode="observe")}, "routing.mode=route, and this trainer has routing.mode=observe; "),
-    (lambda _: {"peft_config": LoraConfig(**LORA | {"lora_alpha": 64})}, "with lora_alpha=8, and the LoRA here has lora_alpha=64"),
+    (lambda _: {"peft_config": LoraConfig(**LORA | {"lora_alpha": 64})}, "lora_alpha=8, and the LoRA here has lora_alpha=64"),
     (lambda _: {"peft_config": LoraConfig(**LORA, use_rslora=True)}, "use_rslora=False, and the LoRA here has use_rslora=True;")])
 def test_a_checkpoint_of_another_model_mode_or_scaling_is_refused_and_nothing_removed(parts, whole, tmp_path, given, message):
     """Its files fit all of them."""

@@ -24,6 +24,7 @@ from routed_rl import (
 from routed_rl.envs import Score
 from routed_rl.model.weights import model_hash
 from routed_rl.training.completions import CompletionFiles
+from routed_rl.training.library.checks import check_arguments
 from routed_rl.training.library.labelled import LabelledRows
 from tests.library import PLAIN, arguments, load, right, rows, subspace_of, trainer
 from tests.parts import write_parts
@@ -189,8 +190,9 @@ def test_a_subspace_of_another_model_and_a_model_that_is_routed_already_are_refu
         trainer(parts, tmp_path, subspace=other)
     model, _ = load(parts)
     first = trainer(parts, tmp_path, model=model)
-    with pytest.raises(RoutedRLError, match=r"is routed by another trainer; call its quarantine.remove\(\)"):
-        trainer(parts, tmp_path, model=model)
+    for routing in ({}, {"routing": PLAIN}):
+        with pytest.raises(RoutedRLError, match=r"is routed by another trainer; call its quarantine.remove\(\)"):
+            trainer(parts, tmp_path, model=model, **routing)
     first.quarantine.remove()
     trainer(parts, tmp_path, model=model)
 
@@ -267,3 +269,13 @@ def test_a_list_of_pairs_gives_what_the_file_gives(parts):
     pairs = [(f"bad add {a} {b} =", f"good add {a} {b} =") for a in range(4) for b in range(4)]
     ours, theirs = extract_subspace(*load(parts), prompts=pairs, rank=2), subspace_of(parts)
     assert all(map(torch.equal, ours.directions, theirs.directions)) and ours.units.equal(theirs.units)
+
+
+@pytest.mark.parametrize(("variable", "value", "message"), [
+    ("ACCELERATE_MIXED_PRECISION", "fp16", "accelerate is set to mixed_precision=fp16, which scales the gradients .*args.bf16=T"),
+    ("ACCELERATE_MIXED_PRECISION", "fp8", "accelerate is set to mixed_precision=fp8")])
+def test_settings_of_accelerates_launcher_are_refused_like_arguments(monkeypatch, tmp_path, variable, value, message):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(RoutedRLError, match=message):
+        check_arguments(arguments(tmp_path))
+    check_arguments(arguments(tmp_path, bf16=True))

@@ -10,7 +10,7 @@ from routed_rl.config import LABELS, ModelConfig, MonitorConfig, RoutingConfig, 
 from routed_rl.errors import ConfigError, ModelError
 from routed_rl.extraction.library import OF_BASES
 from routed_rl.model.lora import is_lora
-from routed_rl.model.targets import Writer, decoder_layers
+from routed_rl.model.targets import decoder_layers
 from routed_rl.model.weights import model_hash
 from routed_rl.subspace import Subspace
 from routed_rl.training.fields import STAYS
@@ -53,6 +53,13 @@ def check_arguments(arguments: Any) -> None:
     for name in (*ALONE, *SHARED):
         if value := getattr(arguments, name, None):
             raise ConfigError(f"args.{name}={value} is not supported: {ALONE.get(name) or reasons[name]}; leave it out")
+    # What `accelerate launch` has set in the process' environment is in no field of the arguments.
+    if (precision := arguments.mixed_precision) not in ("no", "bf16"):
+        raise ConfigError(f"accelerate is set to mixed_precision={precision}, which scales the gradients that routing reads; set "
+                          "args.bf16=True, or start the script without `accelerate launch`")
+    if getattr(arguments, "deepspeed_plugin", None) is not None:
+        raise ConfigError(f"accelerate is set to DeepSpeed, which is not supported: {ALONE['deepspeed']}; start the script "
+                          "without `accelerate launch`")
     if arguments.world_size > 1:
         raise ConfigError(f"the library trains in one process, and there are {arguments.world_size}; start it without a "
                           "launcher, or use the command: routed-rl train launch=ddp")
@@ -102,10 +109,13 @@ def groups_of(freeze: list[str] | str | None, routing: RoutingConfig) -> list[st
     return ModelConfig(freeze=[freeze] if isinstance(freeze, str) else list(freeze)).freeze
 
 
-def check_subspace(model: PreTrainedModel, name: str, writers: list[Writer], subspace: Subspace) -> None:
-    """ModelError if the model is routed already, SubspaceError if the subspace is of another model. `name`: the model's, for
-    messages."""
-    if any(hasattr(writer.module, "routed_target") for writer in writers):
+def check_unrouted(model: PreTrainedModel, name: str) -> None:
+    """ModelError if the model is routed already. `name`: the model's, for messages."""
+    if any(hasattr(module, "routed_target") for module in model.modules()):
         raise ModelError(f"{name} is routed by another trainer; call its quarantine.remove(), or load the model again")
+
+
+def check_subspace(model: PreTrainedModel, name: str, subspace: Subspace) -> None:
+    """SubspaceError if the subspace is of another model. `name`: the model's, for messages."""
     subspace.check_model(model=name, model_hash=model_hash(model), width=model.config.get_text_config().hidden_size,
                          layers=len(decoder_layers(model)))

@@ -18,7 +18,7 @@ from routed_rl.model.targets import Writer, disable_dropout, find_writers, freez
 from routed_rl.model.weights import require_full_weights, require_weights
 from routed_rl.routing import Router, unroute
 from routed_rl.subspace import Subspace
-from routed_rl.training.library.checks import check_subspace
+from routed_rl.training.library.checks import check_subspace, check_unrouted
 from routed_rl.training.route import bases_of, check_axis, check_routable, route_model
 
 
@@ -37,7 +37,7 @@ class GivenModel:
     @classmethod
     def load(cls, model: Any, peft_config: Any, arguments: Any) -> "GivenModel":
         """Take the arguments `model` (a model, or the path of one, which is then loaded), `peft_config` and `args` of a library
-        trainer. ModelError if the model has a LoRA that cannot be trained."""
+        trainer. ModelError if the model is routed already, or has a LoRA that cannot be trained."""
         set_seed(arguments.seed)  # as TRL does first of all, because a LoRA begins with random numbers
         revision = None
         if isinstance(model, str):
@@ -49,6 +49,7 @@ class GivenModel:
         if not isinstance(plain(model), PreTrainedModel):
             raise ModelError(f"model is a {type(model).__name__}; give a model of transformers, such as "
                              "AutoModelForCausalLM.from_pretrained(PATH), or its path")
+        check_unrouted(plain(model), name)  # in mode none too, where the other trainer's quarantine would stay in the policy
         if not hasattr(model, "get_base_model"):
             if hasattr(model, "peft_config"):
                 raise ModelError(f"{name} has an adapter in it already; load the model again, or merge the adapter into it "
@@ -124,7 +125,7 @@ def route_given(given: GivenModel, arguments: Any, routing: RoutingConfig, subsp
     writers = find_writers(model)
     if adapted:
         given.check(writers)
-    check_subspace(model, given.name, writers, subspace)
+    check_subspace(model, given.name, subspace)
     check_axis(axis, subspace)
     check_routable(writers, [*frozen, *(["post_norm"] if adapted else [])], arguments.router_aux_loss_coef)
     learner = given.learner()
