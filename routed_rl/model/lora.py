@@ -101,7 +101,8 @@ def _check_fields(lora: LoraConfig, named: Callable[[str], str]) -> None:
         value, usual = getattr(lora, key), field.default
         if field.default_factory is not dataclasses.MISSING:
             usual = field.default_factory()
-        if key in OWN or key in OPTIONS or key in DECIDED or (value or None) == (usual or None):
+        left_out = value == usual or (not value and not usual and value != 0)  # PEFT has None, False or [] for it
+        if key in OWN or key in OPTIONS or key in DECIDED or left_out:
             continue
         why = next((why for why, keys in REFUSED.items() if key in keys.split()), "it is not supported")
         raise ConfigError(f"{named(key)} is refused: {why}; leave it out")
@@ -145,6 +146,8 @@ def _targets(lora: LoraConfig, model: PreTrainedModel, linear: dict[str, Any], n
     if wanted is None and (wanted := USUAL_TARGETS.get(model.config.model_type)) is None:
         raise ConfigError(f"{name} is not set, and PEFT has no default for models of type {model.config.model_type}; set it to a "
                           f"list of {known}")
+    if not wanted:
+        raise ConfigError(f"{name}={wanted!r} names no layer, so nothing would be trained; set it to a list of {known}")
     if mixes and isinstance(wanted, str):
         raise ConfigError(f"{name}={wanted} would put a LoRA on the experts of a mixture, which are frozen here; set it to a "
                           f"list of {known}")

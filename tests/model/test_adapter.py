@@ -91,6 +91,8 @@ def test_what_cannot_be_routed_is_refused_with_the_reason(settings, said):
     ({"target_modules": None}, "olmo2", "target_modules is not set, and PEFT has no default for .* type olmo2; set it"),
     ({"target_modules": "all-linear"}, "mixtral", "all-linear would put a LoRA on the experts .* a list of k_proj, o"),
     ({"exclude_modules": ".*"}, "llama", r"peft_config.exclude_modules=\.\* leaves no layer for a LoRA"),
+    ({"target_modules": []}, "llama", r"peft_config.target_modules=set\(\) names no layer, so nothing would be trained; set it"),
+    ({"layers_to_transform": 0, "target_modules": ["o_proj"]}, "llama", "peft_config.layers_to_transform is refused: it is not"),
     ({"use_dora": True}, "llama", "peft_config.use_dora is refused: its magnitudes"),
     ({"target_parameters": ["mlp.experts.down_proj"]}, "mixtral", "peft_config.target_parameters is refused: experts"),
     ({"rank_pattern": {"o_proj": 2}}, "llama", "peft_config.rank_pattern is refused: it is not supported"),
@@ -106,7 +108,8 @@ def test_a_lora_config_is_refused_by_the_same_rules_and_by_its_own_names(lora, f
 
 
 @pytest.mark.parametrize(("lora", "family"), [
-    ({}, "llama"), ({"target_modules": r".*layers\.1\..*_proj"}, "llama"),
+    ({}, "llama"), ({"modules_to_save": [], "layers_to_transform": None, "rank_pattern": {}, "use_dora": None}, "llama"),
+    ({"target_modules": r".*layers\.1\..*_proj"}, "llama"),
     ({"lora_dropout": 0.1, "target_modules": ["q_proj"]}, "llama"), ({}, "gpt2"), ({"target_modules": ["o_proj"]}, "mixtral"),
     ({"target_modules": "all-linear", "exclude_modules": ["o_proj"]}, "gemma2")])
 def test_a_lora_config_that_is_not_refused_is_put_where_the_rules_say(lora, family):

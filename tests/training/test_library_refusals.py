@@ -126,9 +126,11 @@ def test_settings_of_other_kinds_are_refused_where_they_are_made(parts, subspace
 def test_after_an_error_of_trl_the_model_is_as_it_was_and_can_be_trained(parts, subspace, tmp_path, lora):
     model, _ = load(parts)
     before, names = model_hash(model), [*model.state_dict()]
-    trains = [parameter.requires_grad for parameter in model.parameters()]
+    trains, model.unused = [parameter.requires_grad for parameter in model.parameters()], torch.nn.Dropout(0.1)
+    args = arguments(tmp_path, reward_weights=[1.0, 2.0], disable_dropout=True)
     with pytest.raises(ValueError, match="Number of reward weights"):
-        trainer(parts, tmp_path, model=model, subspace=subspace, args=arguments(tmp_path, reward_weights=[1.0, 2.0]), **lora)
+        trainer(parts, tmp_path, model=model, subspace=subspace, args=args, **lora)
+    assert model.unused.p == 0.1
     assert model_hash(model) == before and [*model.state_dict()] == names
     assert trains == [parameter.requires_grad for parameter in model.parameters()]
     trainer(parts, tmp_path, model=model, subspace=subspace, **lora)
@@ -238,6 +240,9 @@ def test_folders_and_checkpoints_that_do_not_fit_are_refused_and_nothing_is_writ
                                 (True, "step-2 is the last step of args.max_steps=2, so nothing is left to train; set args.max")):
         with pytest.raises(RoutedRLError, match=message):
             trainer(parts, tmp_path, args=args).train(checkpoint)
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    with pytest.raises(RoutedRLError, match="step-2 is the last step"):
+        trainer(parts, tmp_path, args=args).train(tmp_path / "link" / "checkpoints" / "step-2")
     made.quarantine.remove()
     with pytest.raises(RoutedRLError, match="the quarantine was removed from the model, so nothing would be routed; make a new"):
         made.train(resume_from_checkpoint=True)

@@ -40,10 +40,11 @@ class LibraryFolder(RunFolder):
         the checkpoint before anything is removed, and raises an error if the trainer cannot go on from it. CheckpointError if the
         checkpoint is not whole, is of another run, is not the newest, or is that of the last step."""
         folder = self._newest() if checkpoint is True else Path(checkpoint).expanduser().absolute()
-        if folder.parent != self.checkpoints:
+        if folder.parent.resolve() != self.checkpoints.resolve():
             raise CheckpointError(f"resume_from_checkpoint={checkpoint} is no checkpoint of args.output_dir={self.path}; set "
                                   "args.output_dir to the folder whose checkpoints/step-N it is")
         step = step_of(folder)
+        folder = self.checkpoints / folder.name
         if problem := damage(folder) if folder.exists() else "there is none":
             raise CheckpointError(f"resume_from_checkpoint={folder} is not whole: {problem}; take another one, or True for the "
                                   "newest that is whole")

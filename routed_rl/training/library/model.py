@@ -91,8 +91,9 @@ class GivenModel:
     @contextmanager
     def as_it_was(self) -> Iterator[None]:
         """If the block raises an error, the model is as the script gave it: not routed, without a LoRA that was put on it, and
-        with the same parameters frozen."""
+        with the same parameters frozen and the same dropout."""
         model, trains = self.plain, [(parameter, parameter.requires_grad) for parameter in self.plain.parameters()]
+        dropouts = [(module, module.p) for module in model.modules() if isinstance(module, nn.Dropout)]
         try:
             yield
         except BaseException:
@@ -101,6 +102,8 @@ class GivenModel:
                 take_off(model)
             for parameter, trained in trains:
                 parameter.requires_grad_(trained)
+            for module, rate in dropouts:
+                module.p = rate
             raise
 
 
