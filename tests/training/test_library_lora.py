@@ -160,14 +160,20 @@ def another(parts: Path) -> dict[str, Any]:
     return {"model": model, "subspace": extract_subspace(model, tokenizer, prompts=parts / "prompts.jsonl", rank=2)}
 
 
+def drawn(parts: Path) -> Any:
+    """A random subspace of the same rank."""
+    return extract_subspace(*load(parts), prompts=parts / "prompts.jsonl", rank=2, method="random")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("given", "message"), [
     (another, r"step-6 is of a run that began from another model \(weights .*, here .*\); give that model, or se"),
+    (lambda parts: {"subspace": drawn(parts)}, "step-6 is of a run with another subspace, in which .* of this one lies; give th"),
     (lambda _: {"routing": PLAIN, "subspace": None}, "with routing.mode=route, and this trainer has routing.mode=none; "),
     (lambda _: {"routing": RoutingConfig(mode="observe")}, "routing.mode=route, and this trainer has routing.mode=observe; "),
     (lambda _: {"peft_config": LoraConfig(**LORA | {"lora_alpha": 64})}, "lora_alpha=8, and the LoRA here has lora_alpha=64"),
     (lambda _: {"peft_config": LoraConfig(**LORA, use_rslora=True)}, "use_rslora=False, and the LoRA here has use_rslora=True;")])
-def test_a_checkpoint_of_another_model_mode_or_scaling_is_refused_and_nothing_removed(parts, whole, tmp_path, given, message):
+def test_a_checkpoint_of_another_origin_is_refused_and_nothing_removed(parts, whole, tmp_path, given, message):
     """Its files fit all of them."""
     shutil.copytree(whole.args.output_dir, tmp_path / "run")
     written = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}

@@ -1,5 +1,5 @@
-"""Checks whether a library trainer can go on from a checkpoint: the script must give the model, the mode and the LoRA's scaling
-with which the run began. Files of weights cannot tell, since they fit another model of the same shapes as well."""
+"""Checks whether a library trainer can go on from a checkpoint: the script must give the model, the subspace, the mode and the
+LoRA's scaling with which the run began. Files of weights cannot tell, since they fit another model of the same shapes as well."""
 
 from pathlib import Path
 from typing import Any
@@ -9,21 +9,29 @@ from safetensors import safe_open
 from routed_rl.artifacts import ADAPTER_CONFIG, read_json
 from routed_rl.checkpoint import QUARANTINE, going_on_from
 from routed_rl.errors import CheckpointError
+from routed_rl.routing import Router
 
 SCALING = ("lora_alpha", "use_rslora")
 """The settings of a LoRA that change what its factors mean and not their shapes."""
+SAME = 0.9
+"""The mean share of a basis that must lie in the basis of the checkpoint. It is 1 up to rounding if a script extracts the same
+subspace once more, also on a GPU."""
 
 
-def check_origin(checkpoint: Path, mode: str, model_hash: str | None, lora: Any) -> None:
-    """CheckpointError if the run of a checkpoint had another routing mode than `mode`, began from a model of another hash than
-    `model_hash` (None: not known), or trained a LoRA with another scaling than `lora`, PEFT's settings (None: no LoRA)."""
-    stored = _metadata(checkpoint / QUARANTINE)
+def check_origin(checkpoint: Path, router: Router | None, model_hash: str | None, lora: Any) -> None:
+    """CheckpointError if the run of a checkpoint had another routing mode or other bases than `router` (None: mode `none`), began
+    from a model of another hash than `model_hash` (None: not known), or trained a LoRA with another scaling than `lora`, PEFT's
+    settings (None: no LoRA)."""
+    stored, mode = _metadata(checkpoint / QUARANTINE), router.config.mode if router is not None else "none"
     if (had := stored.get("mode", "none")) != mode:
         raise CheckpointError(f"{checkpoint} is of a run with routing.mode={had}, and this trainer has routing.mode={mode}; give "
                               "the same mode, or set another args.output_dir")
     if model_hash is not None and (had := stored.get("model_hash", model_hash)) != model_hash:
         raise CheckpointError(f"{checkpoint} is of a run that began from another model (weights {had[:12]}, here "
                               f"{model_hash[:12]}); give that model, or set another args.output_dir")
+    if router is not None and (share := _shared(checkpoint / QUARANTINE, router)) < SAME:
+        raise CheckpointError(f"{checkpoint} is of a run with another subspace, in which {share:.0%} of this one lies; give that "
+                              "subspace, or set another args.output_dir")
     file = checkpoint / ADAPTER_CONFIG
     if lora is not None and file.exists():
         with going_on_from(file):
@@ -40,3 +48,16 @@ def _metadata(file: Path) -> dict[str, str]:
         return {}
     with going_on_from(file), safe_open(file, "pt") as opened:
         return opened.metadata() or {}
+
+
+def _shared(file: Path, router: Router) -> float:
+    """Return the share of the targets' bases that lies in the bases of a checkpoint's quarantine, from 0 to 1, as a mean over
+    targets. Bases of another rank are left out, because they are refused when they are loaded."""
+    shares = list[float]()
+    with going_on_from(file), safe_open(file, "pt") as opened:
+        for target in router.quarantine.targets:
+            ours = target.pair.basis
+            stored = opened.get_tensor(f"{target.name}.basis").to(ours)
+            if target.rank and stored.shape == ours.shape:
+                shares.append(float((stored.mT @ ours).square().sum()) / target.rank)
+    return sum(shares) / len(shares) if shares else 1.0

@@ -161,8 +161,8 @@ class LibraryMixin(LibrarySeams):
 
     def _check_origin(self, checkpoint: Path) -> None:
         trainer: Any = self
-        mode = self.router.config.mode if self.router is not None else "none"
-        check_origin(checkpoint, mode, (self.origin or {}).get("model_hash"), getattr(trainer.model, "peft_config", {}).get(NAME))
+        lora = getattr(trainer.model, "peft_config", {}).get(NAME)
+        check_origin(checkpoint, self.router, (self.origin or {}).get("model_hash"), lora)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the deployed model, which stock transformers can read, and beside it `quarantine.safetensors`, into `output_dir`,
