@@ -65,11 +65,11 @@ def _check_parts(model: Any, tokenizer: Any) -> None:
 def _check_unchanged(model: PreTrainedModel) -> None:
     """ModelError if a LoRA or a quarantine changes what the model computes, because a subspace is known by the model's own
     weights, and would pass for one of the model without that change."""
-    found: Any
+    module: Any
     for module in model.modules():
         if hasattr(module, "base_layer") and not getattr(module, "disable_adapters", False):
             ups = getattr(module, "lora_B", None)
-            if ups is not None and any(up.weight.any() for up in ups.values()):  # pyright: ignore[reportCallIssue]
+            if ups is not None and any(up.weight.any() for up in ups.values()):
                 raise ModelError("extract_subspace: the model has a LoRA that is trained already, and the subspace would not be "
                                  "that of its weights; load the model again, or merge the LoRA first (merge_and_unload)")
         found = vars(module).get("routed_target")
