@@ -155,7 +155,7 @@ def test_optuna_goes_on_in_its_study_and_refuses_another(tmp_path):
     assert found["best"][0]["values"] == [pytest.approx(1 - min(rates))]
     with pytest.raises(RunFolderError, match="holds a sweep of other settings"):
         run(tmp_path, *ours, "seed=7")
-    with pytest.raises(RunFolderError, match=r"would \['maximize'\], not \['minimize'\]"):
+    with pytest.raises(RunFolderError, match=r"sweep\.direction=\['maximize'\], not \['minimize'\]"):
         run(tmp_path, *ours, "sweep.direction=minimize")
 
 

@@ -110,8 +110,8 @@ class Distillation:
         return time.perf_counter() - begin
 
     def gradient(self, places: list[int]) -> float:
-        """Add the gradient of the mean loss over all counted tokens of the rows with the indices `places`; a skipped token counts
-        with loss 0. Returns that mean loss."""
+        """Add to the parameters' gradients the gradient of the mean loss over all counted tokens of the rows with the indices
+        `places`; a skipped token counts with loss 0. Returns that mean loss."""
         rows, total = [self.texts.rows[place] for place in places], 0.0
         count = sum(row.counted for row in rows)
         for chunk in chunks(rows, self.vocabulary):

@@ -18,8 +18,8 @@ ScoreMany = Callable[[Sequence[Pair]], Sequence[Outcome]]
 
 
 class Early:
-    """Outcomes of scorings that were begun ahead, by task and text. If a completion is asked for with another text than the one
-    that was handed over, it has no outcome."""
+    """Outcomes, by task and text, of scorings that were begun while other completions were still generated. There is no outcome
+    for a completion whose text differs from the one whose scoring was begun."""
 
     def __init__(self) -> None:
         self._begun: dict[int, list[Begun]] = defaultdict(list)

@@ -62,8 +62,9 @@ class Pushed:
         return pushes_FD.split(self._at_once)
 
     def response(self, pushes_FD: Tensor, until: int) -> Tensor:
-        """Return how each vector changes the output of layer `until` for each prompt, (F, B, D), minus the vector itself, which
-        the skip connections carry there. Differentiable; all vectors are run at once."""
+        """Add each vector to the output of `self.layer`, and return how that changes the output of layer `until` for each prompt,
+        (F, B, D), minus the vector itself, which the skip connections carry there. Differentiable; all vectors are run at
+        once."""
         return self._changes(pushes_FD, [until], until)[0] - pushes_FD.float().unsqueeze(1)
 
     @torch.no_grad()

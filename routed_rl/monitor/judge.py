@@ -145,9 +145,9 @@ class Monitor:
     def rearm(self) -> None:
         """Require new evidence for further verdicts. Called when the run halted on the last step and the user has resumed it.
 
-        Sums begin at 0 again. A level on which there was a verdict gives the next verdict when it has grown by as much as its
-        limit, or when it exceeds its limit again after it has been below. A verdict that follows without a break still names the
-        step at which the level first exceeded its limit.
+        Rules that sum evidence over steps begin at 0 again. A rule that watches the level of a metric, and gave a verdict, gives
+        the next one when the level has grown by as much as its limit, or when it exceeds its limit again after it has been below.
+        If the level has not been below in between, the next verdict still names the step at which it first exceeded its limit.
         """
         for (name, _), detector in self.detectors.items():
             if RULES[name].sums:

@@ -164,8 +164,8 @@ def make_subspace(parts: Parts, *, axes: bool = False) -> Subspace:
 
 
 def extraction_job(parts: Parts, progress: Callable[[int, int], None] | None = None, *, axes: bool = False) -> Job:
-    """The inputs of an extraction with the model and the settings in `parts`. `progress` is called with the number of steps or
-    prompts that are done, and of all; `axes` is as in `make_subspace`."""
+    """The inputs of an extraction with the model and the settings in `parts`. `progress` is called with two numbers of steps or
+    prompts, (done, total); `axes` is as in `make_subspace`."""
     config = parts.config
     return Job(parts.model, parts.tokenizer, config.subspace, config.model.path, parts.hash, config.seed, progress, axes,
                behave=partial(flagged, parts.model, parts.tokenizer, parts.environments, config, parts.max_new_tokens))

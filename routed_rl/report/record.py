@@ -46,7 +46,7 @@ def settings(run: RunData) -> Section:
 
 
 def _again(run: RunData) -> list[str]:
-    """The arguments that the user typed, without the folder, which is taken already."""
+    """The arguments of the command that makes this run again: those that the user typed, without the folder of this run."""
     if not (line := run.lineage):
         return ["train", *_elsewhere(run.overrides)]
     dropped = ["--drop", ",".join(line["drop"])] if line["drop"] else []

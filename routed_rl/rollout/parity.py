@@ -56,8 +56,8 @@ class ParityCheck:
         return self._last is None or (self.config.every > 0 and step - self._last >= self.config.every)
 
     def run(self, step: int) -> dict[str, float]:
-        """Compare the policy, and the deployed model if there is a quarantine. Returns the largest difference for each as a
-        metric. ParityError if one is above the limit."""
+        """Compare the engine's log-probabilities with the trainer's, of the policy and, if there is a quarantine, of the deployed
+        model. Returns the largest difference for each as a metric. ParityError if one is above the limit."""
         self._last = step
         found = {"parity/policy": self._compare("policy", step)}
         if self.ablated is not None:

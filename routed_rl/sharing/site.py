@@ -66,7 +66,8 @@ def documents(notice: Notice, canary: str, what: str) -> dict[str, str]:
 
 
 def write_site(folder: Path, files: dict[str, str]) -> None:
-    """Write `files`, {path: text}, into the folder of the site, and the hash of the archive, which must be there already."""
+    """Write `files`, {path: text}, into `folder`, the folder of the site, and a file with the hash of the data archive `ARCHIVE`.
+    The archive must be in `folder` already."""
     for name, text in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")

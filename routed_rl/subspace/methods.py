@@ -132,8 +132,8 @@ def components(rows: Rows, size: Size, _kinds: Sequence[str] = (), _seed: int = 
 
 
 def turned(rows: Rows, size: Size, kinds: Sequence[str], seed: int) -> Found:
-    """Make the random control: the result of `components`, with directions that are rotated at random by `seed`. Axes, scales and
-    units are not changed."""
+    """Make the random control: the result of `components`, with the directions at which changes are split rotated at random by
+    `seed`. Its axes, their scales and the gaps, by which shifts are measured, are those of `components`."""
     real = components(rows, size, kinds, seed)
     return replace(real, directions=rotated(real.directions, seed))
 

@@ -36,13 +36,12 @@ class Watch:
 
     def replay(self, rows: Sequence[Row], halted: set[int], fresh_from: int = 0) -> None:
         """Judge once more the rows (metrics of one step each) that an earlier process of the run has judged, so that a resumed
-        run goes on like one that never stopped. Nothing is written or reported. What was judged before in this process is
-        forgotten, because a script may go on with the trainer that it has.
+        run goes on like one that never stopped. Nothing is written or reported. This process first forgets all that
+        it has judged so far, because a script may resume a run with the trainer object that has judged these rows before.
 
         `halted`: the steps after which the monitor had halted the run. Behind each of them the monitor is armed again, as it was
         when the run was resumed. `fresh_from`: the last step before a rollback changed the environments; verdicts up to this step
-        do not count against an environment when it is asked whether the environment may practise. 0: the environments never
-        changed.
+        do not keep an environment from practising. 0: the environments never changed.
         """
         self.monitor, self.halting = Monitor(self.monitor.config, self.monitor.ignore), []
         self._said, self.pointed, self.suspected, self.practising = set(), set(), set(), Counter()

@@ -1,5 +1,5 @@
-"""The evidence on which an environment is judged: its tasks, which are made twice, and its scores for gold and junk
-completions."""
+"""The evidence on which an environment is judged: its tasks, which are made twice to see that they are the same, and its
+scores for gold and junk completions."""
 
 import itertools
 import time
