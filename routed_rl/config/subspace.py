@@ -137,8 +137,9 @@ class SubspaceConfig(AxesConfig):
     """With rank=null: smallest singular value that a direction may have, as a share of the largest one in its layer. Weaker
     directions are left out."""
     layout: str = "spanning"
-    """Which directions the basis of a writer spans. spanning: the directions of the writer's own layer and of all later layers;
-    per_layer: those of its own layer; shared: those of all layers, in one basis for all writers."""
+    """Which directions the basis of a writer spans. per_layer: those that were read first after the writer had added its output
+    (with hook=resid_post at its own layer's output); spanning: these and those of all later layers; shared: those of all layers,
+    in one basis for all writers."""
     shared_rank: int | None = None
     """For layout=shared: largest rank of the one basis; null for all directions that `drop_below` leaves."""
     drop_below: float = 0.1

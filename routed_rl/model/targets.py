@@ -38,6 +38,8 @@ class Writer:
     """The number of the expert in the mixture `module`; None if `module` itself is the writer."""
     active: int = 1
     """The number of experts of `module` that a token goes through; 1 if it is no mixture."""
+    mixer: bool = False
+    """Whether the writer belongs to the layer's attention, or to what stands in its place, and not to its MLP."""
 
     def parameters(self) -> list[nn.Parameter]:
         """Return the parameters of `module` whose changes are routed. For an expert it is the one parameter that all experts of
@@ -96,12 +98,14 @@ def find_writers(model: PreTrainedModel) -> list[Writer]:
             if (module := modules.get(short)) is None:
                 continue
             name, scale = f"{row.layers}.{index}.{short}", row.scales[place] if row.scales else 1.0
+            mixer = short.partition(".")[0] in row.mixers
             gain = _gain(row, layer, place, name) if scale == 1 else torch.full((text.hidden_size,), scale)
             if short == row.experts:
                 writers += [Writer(f"{name}.{expert}.down_proj", index, module, gain, None, False, expert,
-                                   row.active or text.num_experts_per_tok) for expert in range(len(module.down_proj))]  # pyright: ignore
+                                   row.active or text.num_experts_per_tok, mixer) for expert in range(len(module.down_proj))]  # pyright: ignore
                 continue
-            writers.append(Writer(name, index, module, gain, eps if scale == 1 else None, isinstance(module, Conv1D)))
+            writers.append(Writer(name, index, module, gain, eps if scale == 1 else None, isinstance(module, Conv1D),
+                                  mixer=mixer))
     return writers
 
 

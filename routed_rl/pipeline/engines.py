@@ -9,7 +9,7 @@ from routed_rl.pipeline.build import Parts
 from routed_rl.rollout import BELOW, LORA_RANKS, Lora, lora_for
 from routed_rl.subspace import Subspace
 from routed_rl.training.labels import linear_modules
-from routed_rl.training.route import bases_of
+from routed_rl.training.route import bases_of, place_of
 
 
 def check_served(parts: Parts) -> None:
@@ -67,4 +67,4 @@ def _quarantine_ranks(parts: Parts, subspace: Subspace | None) -> dict[str, int]
     if subspace is None or not parts.config.routing.by_subspace:
         return {}
     bases = bases_of(subspace, parts.config.subspace)
-    return {writer.name: bases[writer.layer].shape[1] for writer in parts.writers}
+    return {writer.name: bases[place_of(writer, subspace)].shape[1] for writer in parts.writers}

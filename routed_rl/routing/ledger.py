@@ -63,7 +63,7 @@ class LedgerBook:
         self._add("drift", target.drift().square().sum())
         self._add("weight", target.weight.square(), in_pieces=target.weight.piece is not None)
         effect = (target.tape.mean().unsqueeze(0) @ target.parts.mT)[:, 0] @ target.pair.basis.mT
-        self._effects[target.layer] = self._effects.get(target.layer, torch.zeros_like(effect)) + effect
+        self._effects[target.place] = self._effects.get(target.place, torch.zeros_like(effect)) + effect
 
     def close(self, control_kind: str) -> dict[str, float]:
         """Return the ledger's row of this step, by the names of `tracking.METRICS`, and empty the book. `control_kind`: the kind
@@ -95,7 +95,7 @@ class LedgerBook:
 
     def _shifts(self) -> list[list[float]]:
         """The shift of the stream by each environment's part along each axis, (E, J), as the weighted mean over layers. The
-        effect at a layer is the sum of the effects of all writers up to this layer."""
+        effect at a layer is the sum of the effects of all writers whose place is this layer or one before it."""
         shares = self.axes.shares(sorted(self._effects))
         streams = accumulate(self._effects[layer] for layer in shares)
         along = [share * stream.cpu().float() @ self.axes.directions[layer].float() / self.axes.scales[layer]

@@ -64,7 +64,7 @@ class Router:
         if not due:
             return
         for target in self.quarantine.targets:
-            stream = self.stream_LSD[target.layer] if self._kind(step) == "matched" else None
+            stream = self.stream_LSD[target.place] if self._kind(step) == "matched" else None
             if target.rank and target.tape.control_bases is None:
                 seed = zlib.crc32(f"{self.seed}/{step}/{target.name}".encode())  # the same on every machine, unlike `hash`
                 target.tape.draw_control(control.draws, seed, stream)

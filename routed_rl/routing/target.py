@@ -21,11 +21,13 @@ class Target:
 
     def __init__(self, name: str, layer: int, module: nn.Module, basis: Tensor, unit: float, context: RoutingContext,
                  environments: int, *, transposed: bool = False, gain_D: Tensor | None = None, norm_eps: float | None = 1e-6,
-                 expert: int | None = None, active: int = 1) -> None:
+                 expert: int | None = None, active: int = 1, place: int | None = None) -> None:
         """`basis`: the subspace's basis (D, K) at this writer; SubspaceError if it does not fit. `unit`: the gap between the
-        personas at this layer, which is the length in the stream that counts as 1. `context`: the record that all taps of the
+        personas at `place`, which is the length in the stream that counts as 1. `context`: the record that all taps of the
         model share. `environments`: their number. `transposed`, `expert`: see `WriterWeight`. `gain_D`, `norm_eps`: see
-        `BasisPair`. `active`: the number of experts of `module` that a token goes through."""
+        `BasisPair`. `active`: the number of experts of `module` that a token goes through. `place`: the layer of
+        the subspace where the stream was read first after this writer had added its output; None: `layer`."""
+        self.place = layer if place is None else place
         self.name, self.layer, self.module, self.unit, self.context = name, layer, module, unit, context
         self.expert, self.active = expert, active
         self.weight = _weight(module, transposed=transposed, expert=expert)

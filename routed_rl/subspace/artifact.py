@@ -99,7 +99,8 @@ class Subspace:
                 raise SubspaceError(f"the subspace's {name}: the numbers are {tensor.dtype}, not float32; {again}")
 
     def writer_bases(self, layout: str, drop_below: float, shared_rank: int | None = None) -> list[Tensor]:
-        """Return, for each layer l, the basis (D, K) at which changes of the writers in that layer are split. With the layout
+        """Return, for each layer l, the basis (D, K) at which changes of the writers are split whose output was first read there
+        (with the hook resid_post, those are the writers in that layer). With the layout
         `per_layer` it spans the directions of layer l. With `spanning` it spans the directions of layer l and all later layers,
         so that a contained cotangent has no component in any later layer's subspace. With `shared` there is one basis for all
         layers, which spans the directions of all layers and has a rank of at most `shared_rank`. `drop_below`: the share of the

@@ -24,8 +24,17 @@ def check_routable(writers: list[Writer], frozen: list[str], balance: float | No
 
 
 def bases_of(subspace: Subspace, settings: SubspaceConfig) -> list[Tensor]:
-    """Return, for each layer, the basis of its writers, by the settings layout, drop_below and shared_rank."""
+    """Return the basis of the writers whose place is each layer (see `place_of`), by the settings layout, drop_below and
+    shared_rank."""
     return subspace.writer_bases(settings.layout, settings.drop_below, settings.shared_rank)
+
+
+def place_of(writer: Writer, subspace: Subspace) -> int:
+    """Return the place of a writer: the layer of the subspace at whose hook the stream was read first after the writer had added
+    its output. If nothing was read after the writer, it is the last layer, so that the writer is routed too."""
+    hook = subspace.provenance.details.get("hook", "resid_post")
+    read_before = hook == "resid_pre" or (hook == "resid_mid" and not writer.mixer)
+    return min(writer.layer + read_before, subspace.provenance.layers - 1)
 
 
 def route_model(model: PreTrainedModel, writers: list[Writer], subspace: Subspace, routing: RoutingConfig, names: Sequence[str],
@@ -36,9 +45,10 @@ def route_model(model: PreTrainedModel, writers: list[Writer], subspace: Subspac
     have accepted the model."""
     freeze(model, frozen)
     context = RoutingContext()
-    targets = [Target(writer.name, writer.layer, writer.module, bases[writer.layer], float(subspace.units[writer.layer]),
-                      context, len(names), transposed=writer.transposed, gain_D=writer.gain_D,
-                      norm_eps=writer.norm_eps, expert=writer.expert, active=writer.active) for writer in writers]
+    targets = [Target(writer.name, writer.layer, writer.module, bases[place], float(subspace.units[place]), context, len(names),
+                      transposed=writer.transposed, gain_D=writer.gain_D, norm_eps=writer.norm_eps, expert=writer.expert,
+                      active=writer.active, place=place)
+               for writer in writers for place in [place_of(writer, subspace)]]
     axes = Axes(subspace.axis_names, subspace.axes, subspace.scales, subspace.layer_weights())
     rows = RowBook(targets, axes, axis)
     return Router(Quarantine(targets, list(names), context), routing, axes, subspace.stream, seed, rows)
