@@ -122,11 +122,14 @@ class Subspace:
     def layer_weights(self) -> Tensor:
         """Return the weight of each layer in a mean of shifts over layers, (L,). The weight is 2 AUROC - 1 of the persona axis on
         held-out prompts, at least 0. It is 0 if the axis does not tell the personas apart at a layer; there the gap, which is the
-        unit of the shift, is tiny, and any change would be many gaps. If AUROC was not measured, or all weights would be 0, they
-        are all 1."""
+        unit of the shift, is tiny, and any change would be many gaps. If AUROC was not measured, or all weights would be 0, the
+        weight is 1. A layer without the persona axis has the weight 0 in any case; only if no layer has the axis, so that there
+        is no shift, all weights are 1."""
         found = [row.get("auroc") for row in self.quality.get("layers", [])]
         weights = torch.tensor([0.0 if value is None else max(2 * value - 1, 0.0) for value in found])
-        return weights if len(weights) == self.provenance.layers and bool(weights.any()) else torch.ones(self.provenance.layers)
+        having = torch.tensor([float(bool(axes[:, :1].any())) for axes in self.axes])
+        measured = weights * having if len(weights) == len(having) else torch.zeros_like(having)
+        return next((found for found in (measured, having) if bool(found.any())), torch.ones_like(having))
 
     def check_model(self, *, model: str, model_hash: str, width: int, layers: int) -> None:
         """SubspaceError, which names the difference, unless the described model is the one from which this subspace was

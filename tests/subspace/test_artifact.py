@@ -165,3 +165,12 @@ def test_a_layer_counts_by_how_well_its_axis_separates_and_one_that_does_not_cou
              for auroc in ((0.75, 1.0), (0.5, 0.75), (0.3, 1.0), (None, 0.75), (0.4, 0.5), (None, None))]
     assert found == [[0.5, 1.0], [0.0, 0.5], [0.0, 1.0], [0.0, 0.5], [1.0, 1.0], [1.0, 1.0]]
     assert make(quality={}).layer_weights().tolist() == [1.0, 1.0]
+
+
+def test_a_layer_without_the_persona_axis_counts_nothing_whatever_was_measured():
+    own = make().axes
+    without = [torch.zeros_like(own[0]), own[1]]
+    for measured in ([], [None, None], [0.4, 0.5], [0.9, 0.5]):
+        quality = {"layers": [{"auroc": value} for value in measured]}
+        assert make(quality=quality, axes=without).layer_weights().tolist() == [0.0, 1.0]
+    assert make(quality={}, axes=[without[0]] * LAYERS).layer_weights().tolist() == [1.0, 1.0], "there is no shift to weigh"
