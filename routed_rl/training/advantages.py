@@ -33,10 +33,13 @@ class Advantages:
         if self.reward.payment is not None and self.reward.payment.settings.imitate:
             output["advantages"] = imitation(output["advantages"], self.reward.payment.imitated)
         if self.projection is not None:
-            output["advantages"] = self.projection.advantages(self.projection.of(plain(model), output), self.reward.rewards)
+            output["advantages"] = self.projection.advantages(self.projection.of(plain(model), output), self.reward.rewards,
+                                                              self.reward.failed)
         if self.targets:
             in_answer_BC = spans_in(self.reward.scores, [ANSWER], output["completion_ids"], self.tokenizer)
-            output["advantages"] = targeted(self.reward.scores, self.reward.rewards, in_answer_BC, self.reward.group_size)
+            # A row that was screened has a score of its own, and must not count in its group's mean either.
+            scores = [None if failed else score for score, failed in zip(self.reward.scores, self.reward.failed, strict=True)]
+            output["advantages"] = targeted(scores, self.reward.rewards, in_answer_BC, self.reward.group_size)
         if isinstance(self.router, LabelRouter):
             self._label(output, self.router)
         if self.projection is not None or self.targets or self.reward.payment is not None:

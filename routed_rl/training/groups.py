@@ -3,7 +3,7 @@
 Shape letter: B rows, in which the rows of a group are neighbours.
 """
 
-from torch import Tensor
+from torch import Tensor, where
 
 EPS = 1e-4
 """The number that is added to a standard deviation before it divides something, as in TRL."""
@@ -15,3 +15,10 @@ def in_group(paid_B: Tensor, size: int, unit: Tensor | None = None) -> Tensor:
     groups = paid_B.view(-1, size)
     spread = groups.std(1, keepdim=True) if unit is None else unit
     return ((groups - groups.mean(1, keepdim=True)) / (spread + EPS)).flatten()
+
+
+def neutral(values_B: Tensor, failed_B: Tensor, size: int) -> Tensor:
+    """Return the values (B,) in which each row of `failed_B` (B,) bool, which teaches nothing, has the mean of the other rows of
+    its group of `size` rows, so that it changes no mean; 0 in a group in which every row failed."""
+    means = values_B.masked_fill(failed_B, float("nan")).view(-1, size).nanmean(1).nan_to_num().repeat_interleave(size)
+    return where(failed_B, means, values_B)

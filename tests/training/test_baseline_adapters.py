@@ -69,15 +69,28 @@ def test_a_projection_is_the_mean_over_a_completion_s_own_tokens_in_gaps_whateve
 
 def test_a_discount_shrinks_what_is_paid_along_the_axis_and_a_penalty_is_taken_a_gap(loaded):
     rewards, along = [1.0, 1.0, 0.0, 0.0] * 2, torch.tensor([3.0, -1.0, 0.0, 0.0] * 2)
-    plain = projection(loaded, discount=1e-9).advantages(along, rewards)
+    plain = projection(loaded, discount=1e-9).advantages(along, rewards, [False] * 8)
     expected = torch.tensor(rewards).view(2, 4)
     expected = (expected - expected.mean(1, keepdim=True)) / (expected.std(1, keepdim=True) + 1e-4)
     torch.testing.assert_close(plain, expected.flatten())
-    found = projection(loaded, discount=1.0).advantages(along, rewards)
+    found = projection(loaded, discount=1.0).advantages(along, rewards, [False] * 8)
     assert found[0] < plain[0] and found[1] > plain[1] and found.view(2, 4).sum(1).abs().max() < 1e-4
-    penalised = projection(loaded, projection_penalty=0.5).advantages(along, rewards)
+    penalised = projection(loaded, projection_penalty=0.5).advantages(along, rewards, [False] * 8)
     taken = torch.tensor([-0.5, 1.5, 0.0, 0.0])
     torch.testing.assert_close(penalised[:4], (taken - taken.mean()) / (taken.std() + 1e-4))
+
+
+@pytest.mark.parametrize("settings", [{"projection_penalty": 0.5}, {"discount": 1.0}], ids=str)
+def test_a_row_that_failed_changes_the_advantage_of_no_other_row_wherever_it_lies(loaded, settings):
+    reader, failed = projection(loaded, **settings), [False, False, False, True] + [False] * 4
+    rewards, along = [1.0, 0.5, 0.0, 0.5, 1.0, 0.0, 0.0, 0.0], torch.tensor([0.5, 1.0, 0.0, 0.0, 1.0, -1.0, 0.0, 0.0])
+    found = [reader.advantages(along + place * torch.tensor(failed), rewards, failed) for place in (0.0, 9.0, -9.0)]
+    for other in found[1:]:
+        torch.testing.assert_close(found[0], other)
+    torch.testing.assert_close(found[0][:3].sum(), torch.tensor(0.0), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found[0][3], torch.tensor(0.0), atol=1e-5, rtol=0)
+    nothing = reader.advantages(along, [0.0] * 8, [True] * 8)
+    assert not nothing.any(), "where every row failed, nothing is learned"
 
 
 @pytest.mark.parametrize("algorithm", tiered(["grpo", "rloo"], slow=["rloo"]))
@@ -91,7 +104,8 @@ def test_rows_that_could_not_be_scored_have_no_advantage_and_the_others_those_of
                                                      "environment_id": table.task(index)[0]}] * 8]
     output = trainer._generate_and_score_completions(inputs)
     failed, along = torch.tensor(trainer.reward.failed), trainer.advantages.projection.of(trainer.model, output)
-    expected = trainer.advantages.projection.advantages(along, trainer.reward.rewards).masked_fill(failed, 0.0)
+    found = trainer.advantages.projection.advantages(along, trainer.reward.rewards, trainer.reward.failed)
+    expected = found.masked_fill(failed, 0.0)
     assert failed.any() and not failed.all()
     torch.testing.assert_close(output["advantages"], expected)
 

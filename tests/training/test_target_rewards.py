@@ -73,6 +73,23 @@ def test_in_a_generation_no_token_before_an_answer_knows_of_the_penalty(parts, t
     assert trainer._compute_loss(trainer.model, output | {"num_items_in_batch": torch.tensor(1)}).isfinite()
 
 
+@pytest.mark.slow
+def test_a_row_that_is_screened_changes_the_mean_of_no_token(parts, tmp_path):
+    env = {name: {"path": f"{parts}/said.py:Said", "isolate": False} for name in ("a", "b")}
+    config = config_of(parts, tmp_path / "run", "grpo", {"mode": "none", "practice": {"share": 0}}, max_steps=1)
+    config.env, config.baseline = env, from_mapping({"target_rewards": True, "screen": True}, BaselineConfig)
+    trainer = make_trainer(config, tmp_path / "run", mode="none")
+    table = trainer.reward.table
+    inputs = [row for index in range(8) for row in [{"prompt": table.task(index)[1].prompt, "task_id": index,
+                                                     "environment_id": table.task(index)[0]}] * 8]
+    output, reward = trainer._generate_and_score_completions(inputs), trainer.reward
+    screened = torch.tensor(reward.failed)
+    assert any(failed and score is not None and score.metrics["penalty"] for failed, score in
+               zip(reward.failed, reward.scores, strict=True)), "the generation has a row that is penalised and screened"
+    sums = output["advantages"][:, 0].masked_fill(screened, 0.0).view(8, 8).sum(1)
+    torch.testing.assert_close(sums, torch.zeros(8), atol=1e-4, rtol=0)
+
+
 def test_the_scratchpad_pays_for_what_is_answered_and_marks_where_the_answer_is():
     env = compose(["env=scratchpad"]).env
     code, secure = (loaded.environment for loaded in load_environments({name: env[name] for name in ("code", "sums")}))

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from routed_rl.config import BaselineConfig
 from routed_rl.model.stream import eval_mode, reading
 from routed_rl.subspace import Subspace
-from routed_rl.training.groups import EPS, in_group
+from routed_rl.training.groups import EPS, in_group, neutral
 
 
 class Projection:
@@ -53,18 +53,21 @@ class Projection:
             found.append(torch.stack(read).sum(0))
         return torch.cat(found)
 
-    def advantages(self, projected_B: Tensor, rewards: Sequence[float]) -> Tensor:
-        """Return advantages (B,), compared within groups as in GRPO. `projected_B`: the result of `of`.
+    def advantages(self, projected_B: Tensor, rewards: Sequence[float], failed: Sequence[bool]) -> Tensor:
+        """Return advantages (B,), compared within groups as in GRPO. `projected_B`: the result of `of`. `failed`: whether each
+        row teaches nothing, because it could not be scored or was screened; such a row changes no mean, and has the advantage 0.
 
         With a discount, the excess of a reward over its group's mean is multiplied by `1 - discount z`, at least 0, where z is
-        the completion's projection in standard deviations of the generation; a reward below the mean is not changed. With a
-        penalty, `projection_penalty` is subtracted from the reward for each gap along the axis.
+        the completion's projection in standard deviations of the generation's rows that did not fail; a reward below the mean is
+        not changed. With a penalty, `projection_penalty` is subtracted from the reward for each gap along the axis.
         """
-        paid_B = torch.tensor(rewards, device=projected_B.device, dtype=torch.float32)
+        failed_B = torch.tensor(failed, device=projected_B.device)
+        paid_B = neutral(torch.tensor(rewards, device=projected_B.device, dtype=torch.float32), failed_B, self.group_size)
         if self.settings.projection_penalty:
             above_B = paid_B - self.settings.projection_penalty * projected_B
         else:
-            z_B = (projected_B - projected_B.mean()) / (projected_B.std() + EPS)
+            known = projected_B[~failed_B]
+            z_B = (projected_B - known.mean()) / (known.std() + EPS) if len(known) > 1 else torch.zeros_like(projected_B)
             centred_B = paid_B - paid_B.view(-1, self.group_size).mean(1).repeat_interleave(self.group_size)
             above_B = torch.where(centred_B > 0, centred_B * (1 - self.settings.discount * z_B).clamp(min=0), centred_B)
-        return in_group(above_B, self.group_size)
+        return in_group(neutral(above_B, failed_B, self.group_size), self.group_size)
