@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from argparse import Namespace
 from contextlib import chdir
+from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from routed_rl.cli import main
+from routed_rl.cli import main, parser
 from routed_rl.cli.compose import compose, from_anywhere, parse_override
 from routed_rl.cli.settings_file import overrides_of
 from routed_rl.cli.verbs import VERBS
@@ -63,6 +66,27 @@ def test_files_of_pairs_and_prompts_and_the_target_are_relative_to_the_file_that
         str(tmp_path / name) for name in ("pairs.jsonl", "plain.jsonl", "target")]
     (tmp_path / "mine.yaml").write_text("subspace.target: mean_difference")
     assert overrides_of(file) == ["subspace.target=mean_difference"]
+
+
+def test_the_tilde_is_the_home_folder_in_every_setting_and_option_that_names_a_place(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    keys = ["out", "model.path", "model.adapter.path", *(f"subspace.{key}" for key in (
+        "path", "weights", "prompts", "plain_prompts", "answers", "pairs", "target", "roles_file", "traits_file",
+        "questions_file"))]
+    for there in (False, True):
+        found: Any = compose([f"{key}=~/x" for key in keys] + ["model.adapter.kind=lora", 'subspace.parts=["~/x",pca]'])
+        assert {key: attrgetter(key)(found) for key in keys} == dict.fromkeys(keys, f"{tmp_path}/x"), there
+        assert found.subspace.parts == [f"{tmp_path}/x", "pca"]
+        (tmp_path / "x").mkdir(exist_ok=True)
+    seen: list[Namespace] = []
+    monkeypatch.setattr(parser, "_act", lambda _name, given: seen.append(given))
+    parser.run(["discard", "~/r", "--out=~/d"])
+    parser.run(["calibrate", "--runs=~/a,b,~/c", "--config=~/c.yaml", "--out", "~~/d"])
+    parser.run(["relearn", "~/m", "--env", "~", "--json=~/j", "--also=m=~/n"])
+    assert [seen[0].run, seen[0].out, seen[1].config, seen[2].target, seen[2].json] == [
+        f"{tmp_path}/{name}" for name in ("r", "d", "c.yaml", "m", "j")]
+    assert (seen[1].runs, seen[2].also) == ([f"{tmp_path}/a,b,{tmp_path}/c"], [f"m={tmp_path}/n"])
+    assert (seen[1].out, seen[2].env) == ("~~/d", "~"), "other words stay as they are"
 
 
 def test_a_folder_with_a_comma_in_its_name_is_one_folder(tmp_path):

@@ -1,5 +1,6 @@
 """Finds the configs, environments and the lab that come with this package, and files in them by their names."""
 
+import os
 from pathlib import Path
 
 
@@ -10,12 +11,12 @@ def data_root() -> Path:
 
 
 def resolve(path: str) -> str:
-    """The absolute path of the file or folder that `find_data` finds for `path`. Text that names no such file is returned
-    unchanged."""
+    """The absolute path of the file or folder that `find_data` finds for `path`. Text that names no such file is returned with
+    the home folder in place of a first `~`."""
     try:
         return str(find_data(path)) if path else path
     except FileNotFoundError:
-        return path
+        return os.path.expanduser(path)
 
 
 def find_data(path: str | Path) -> Path:

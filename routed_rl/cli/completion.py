@@ -74,7 +74,7 @@ def settings(before: list[str], word: str) -> list[str]:
 def environments(before: list[str], _: str) -> list[str]:
     """The environments of the run folder that one of the words `before` names, or, if none does, all environments of configs/env;
     for the verb `env` also the names of the mixes."""
-    run = next((path for word in before[1:] if (path := Path(word) / "config.yaml").is_file()), None)
+    run = next((path for word in before[1:] if (path := Path(word).expanduser() / "config.yaml").is_file()), None)
     if run is not None:
         return list(_read(run).get("env", {}))
     mixes = _groups()["env"]

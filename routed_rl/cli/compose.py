@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import functools
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,8 @@ BEFORE_QUOTES = r'(\\*)("|\Z)'
 def _absolute(name: str, path: Any) -> Any:
     """The value of a setting that names a file or folder, as an absolute path. An environment is `FILE.py:CLASS`, or a name that
     is no file; its dataset may be a name on the Hub."""
+    if name == "out" and path is not None:
+        return os.path.expanduser(path)  # it need not exist, and a name of the package's data means nothing here
     if not isinstance(path, str) or not PATHS.fullmatch(name) or (name == "subspace.target" and path == AxesConfig().target):
         return path
     if not name.startswith("env."):

@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 from routed_rl.cli.verbs import CONFIG, MATTER, PASSWORD, VERBS
 from routed_rl.cli.waiting import waiting
+from routed_rl.cli.words import PLACE, at_home
 from routed_rl.errors import ConfigError
 
 GIVEN = "given_once"
@@ -41,7 +42,8 @@ def run(argv: list[str]) -> None:
                      epilog=MATTER if CONFIG in verb.options else None)
     for names, declared in verb.options:
         once: dict[str, Any] = {"action": _Once} if names[0].startswith("-") else {}
-        parser.add_argument(*names, **once | declared)
+        place: dict[str, Any] = {"type": at_home} if PLACE.search(declared.get("metavar") or "") else {}
+        parser.add_argument(*names, **once | place | declared)
     arguments = parser.parse_intermixed_args(argv[1:])
     if not verb.says:
         _act(name, arguments)

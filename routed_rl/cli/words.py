@@ -1,5 +1,6 @@
 """Functions that parse the values of command line options: lists of names, numbers, and pairs."""
 
+import os
 import re
 from typing import TypeVar
 
@@ -7,6 +8,17 @@ from routed_rl.config import AUTO, check_share
 from routed_rl.errors import ConfigError
 
 Number = TypeVar("Number", int, float)
+
+
+HOME = re.compile(r"(?:^|(?<=[,=]))~(?=/|$)")
+PLACE = re.compile(r"DIR|FILE|RUN")
+"""Pattern of the metavars of options that name files or folders."""
+
+
+def at_home(text: str) -> str:
+    """The value of an option that names files or folders, with the home folder in place of `~`. A shell replaces `~` only where a
+    word begins with it, which it does not in --out=~/x, in NAME=DIR and in RUN,RUN."""
+    return HOME.sub(lambda _: os.path.expanduser("~"), text)
 
 
 def names(lists: list[str] | None) -> list[str] | None:

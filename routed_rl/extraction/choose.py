@@ -66,7 +66,7 @@ def by_target(job: Job, prepare: Prepare) -> Choose:
     """Return a function that chooses factors by the first axis of another subspace, `subspace.target`. They are chosen one after
     another, so that the span of their effects holds the most of that axis. The score of a factor is the cosine between its effect
     and that axis, as a mean over layers. `prepare`: makes the other subspace if it is not in a folder."""
-    target, path = job.config.target, Path(job.config.target)
+    target, path = job.config.target, Path(job.config.target).expanduser()
     if target == "mean_difference":
         if job.pairs is None and job.config.prompts_for(job.model_path) is None:
             raise SubspaceError("subspace.target=mean_difference needs contrast prompts, and none are known for "

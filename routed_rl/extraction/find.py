@@ -42,7 +42,7 @@ def prepare(job: Job) -> Callable[[], Subspace]:
 
 def _refuse_flip(config: SubspaceConfig) -> None:
     """SubspaceError if `subspace.flip` is set where it would do nothing: for axes whose sign is known."""
-    path = Path(config.path or "")
+    path = Path(config.path or "").expanduser()
     extracted = path.is_dir() and not (path / ADAPTER_CONFIG).is_file()
     if config.flip and (config.method not in ("sae", "file", "random", "union") or (config.method == "file" and extracted)):
         what = f"{path} is the folder of axes" if config.method == "file" else f"subspace.method={config.method} finds axes"

@@ -60,7 +60,7 @@ def from_file(job: Job) -> Callable[[], Subspace]:
     """Read `subspace.path`, and return a function that makes the subspace. If the path is the folder of a subspace, this subspace
     is returned unchanged. Vectors from any other file become named axes, whose scale is the stream's standard deviation along
     them."""
-    path = Path(job.config.path or "")
+    path = Path(job.config.path or "").expanduser()
     if not path.is_file() and not (path / ADAPTER_CONFIG).is_file():
         subspace = Subspace.load(path)
         subspace.check_model(model=job.model_path, model_hash=job.model_hash, width=job.width, layers=job.layers)

@@ -156,7 +156,7 @@ class Subspace:
     @classmethod
     def load(cls, folder: str | Path) -> "Subspace":
         """Read a folder that `save` wrote; SubspaceError for a missing or changed file."""
-        folder = Path(folder)
+        folder = Path(folder).expanduser()
         problem = broken_seal(folder) if folder.is_dir() else "no such folder"
         if problem is not None:
             raise SubspaceError(f"no subspace can be read from {folder}: {problem}; write one with `routed-rl extract`")

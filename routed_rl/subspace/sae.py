@@ -60,7 +60,7 @@ def read_latents(path: str | Path, numbers: Sequence[int], width: int) -> Latent
     SubspaceError for a file that cannot be read, has no decoder or another width, and for an index that is named twice or does
     not exist.
     """
-    path, numbers = Path(path), list(numbers)
+    path, numbers = Path(path).expanduser(), list(numbers)
     if len(set(numbers)) < len(numbers):
         raise SubspaceError(f"subspace.latents={numbers} names a latent twice; name each once")
     file = path / "sae_weights.safetensors" if path.is_dir() else path

@@ -44,7 +44,7 @@ def read_vectors(path: str | Path, wanted: Wanted) -> Vectors:
 
     SubspaceError for a file that cannot be read or has no vector, and for vectors that have another width or are not finite.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     kind = "adapter" if (path / ADAPTER_CONFIG).is_file() else path.suffix
     if kind not in READERS:
         raise SubspaceError(f"subspace.path={path} is none of: a folder that `routed-rl extract` wrote, a PEFT adapter folder, "

@@ -6,6 +6,7 @@ that ask for one of these are refused in one line.
 """
 
 import copy
+import os
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,7 @@ class LibraryMixin(LibrarySeams):
         if self.quarantine is not None and self.quarantine.replaced:
             raise ModelError("save_model is called inside quarantine.scaled() or kept(), and would write a part of the "
                              "quarantine in place of what was learned; leave that block first")
+        output_dir = os.path.expanduser(output_dir) if output_dir is not None else None
         folder, base = Path(output_dir or self.folder.path), path_of(trainer.accelerator.unwrap_model(trainer.model))
         if base and folder.is_dir() and folder.resolve() == Path(base).resolve():
             raise ModelError(f"save_model({str(folder)!r}) would overwrite the model from which the training began; give another "
