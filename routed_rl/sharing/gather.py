@@ -108,6 +108,8 @@ def _cleaned(source: Source, private: Private) -> tuple[bytes, int, bool]:
         clean, count = private.parquet(parquet.unmark(data))
         anew = not count and not parquet.marks_exactly(clean)
         return parquet.written(parquet.table_of(clean)) if anew else clean, count, anew
+    except Unfit:
+        raise
     except Exception as error:
         raise Unfit(f"cannot be read as parquet ({type(error).__name__})") from error
 

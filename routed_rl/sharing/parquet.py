@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from routed_rl.canary import KEY
+from routed_rl.canary import KEY, PROJECT
 
 OLD = b"routed_rl.between_the_pages"
 """Key in the new footer: the bytes of the old file before, between and after its column chunks, as base64 in a JSON list."""
@@ -40,12 +40,20 @@ def unmark(data: bytes) -> bytes:
     it, the file is written again from its rows."""
     file = pq.ParquetFile(pa.BufferReader(data))
     if KEY not in file.schema_arrow.names:
-        return data
+        return _without_canary(data, file.schema_arrow.metadata or {})
     if (kept := (file.schema_arrow.metadata or {}).get(OLD)) is None:
-        return written(table_of(data).drop_columns([KEY]))
+        data = written(table_of(data).drop_columns([KEY]))
+        return _without_canary(data, file.schema_arrow.metadata or {})
     between = [base64.b64decode(piece) for piece in json.loads(kept)]
     pages = [data[first:last] for first, last in _chunks(file.metadata, but=KEY)]
     return b"".join(itertools.chain.from_iterable(itertools.zip_longest(between, pages, fillvalue=b"")))
+
+
+def _without_canary(data: bytes, metadata: dict[bytes, bytes]) -> bytes:
+    """Remove from the footer's `metadata` what holds a canary, or a footer of before that somebody left when he dropped the
+    column."""
+    kept = {key: value for key, value in metadata.items() if key != OLD and PROJECT.encode() not in key + value}
+    return data if len(kept) == len(metadata) else written(table_of(data).replace_schema_metadata(kept))
 
 
 def marks_exactly(data: bytes) -> bool:

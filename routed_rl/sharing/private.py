@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from routed_rl.config.references import MASK, SHORTEST, is_secret
-from routed_rl.sharing import parquet
+from routed_rl.sharing import footer, parquet
+from routed_rl.sharing.unfit import Unfit
 
 KEYS = (r"\bhf_[A-Za-z0-9]{30,}", r"\bsk-[A-Za-z0-9_-]{20,}", r"\b(?:gh[pousr]|github_pat)_[A-Za-z0-9_]{30,}",
         r"\bA[KS]IA[0-9A-Z]{16}\b", r"\bxox[abeoprs]-[A-Za-z0-9-]{10,}", r"\bglpat-[A-Za-z0-9_-]{20,}",
@@ -73,14 +74,24 @@ class Private:
         return (text.encode(), found) if found else (data, 0)
 
     def parquet(self, data: bytes) -> tuple[bytes, int]:
-        """Remove private texts from every text in a parquet file. Returns the new file and how many were removed. A file that has
-        none comes back unchanged."""
-        table, found = parquet.table_of(data), 0
+        """Remove private texts from every text in the rows and in the footer of a parquet file. Returns the new file and how many
+        were removed. A file that has none comes back unchanged. Unfit if one cannot be removed."""
+        table = parquet.table_of(data)
+        schema, found = footer.cleaned(table.schema, self.settings)
         for place, name in enumerate(table.column_names):
             column, count = self._column(table[name])
             if count:
                 table, found = table.set_column(place, name, column), found + count
-        return (parquet.written(table), found) if found else (data, 0)
+        found = found or self._in_footer(data)  # the footer of a file that is written again is made from its rows
+        if not found:
+            return data, 0
+        data = parquet.written(pa.Table.from_arrays(table.columns, schema=schema))
+        if self._in_footer(data):
+            raise Unfit("has a secret or a place in the metadata of a field within a column; take it out")
+        return data, found
+
+    def _in_footer(self, data: bytes) -> int:
+        return self.text("\n".join(footer.texts(data)))[1]
 
     def _column(self, column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, int]:
         if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
@@ -102,6 +113,9 @@ class Private:
             return value
 
         values = [cleaned(value) for value in column.to_pylist()]
+        if not found and pa.types.is_dictionary(column.type):  # it may hold values that no row has
+            for chunk in column.chunks:
+                cleaned(chunk.dictionary.to_pylist())  # pyright: ignore[reportAttributeAccessIssue]
         return (pa.chunked_array([pa.array(values, column.type)]), found) if found else (column, 0)
 
 

@@ -8,14 +8,18 @@ from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from routed_rl.canary import KEY, PROJECT
 from routed_rl.errors import SharingError
 from routed_rl.sharing import Notice, share, unshare
+from routed_rl.sharing.footer import texts
 from routed_rl.sharing.gather import gather
-from routed_rl.sharing.parquet import table_of, written
+from routed_rl.sharing.parquet import OLD, mark, table_of, unmark, written
 from routed_rl.sharing.private import Private
+from routed_rl.sharing.unfit import Unfit
 
 PASSWORD = "sixteen letters or more"
 SECRETS = ["hf_" + "a1" * 17, "sk-proj-" + "b2" * 12, "ghp_" + "c3" * 18, "AKIA" + "D4" * 8, "xoxb-1234567890-abc",
@@ -72,6 +76,47 @@ def test_a_map_in_a_column_is_searched(private):
     table = pa.table({"of": pa.array([[("key", SECRETS[0]), ("in", "/home/bob/x")]], pa.map_(pa.string(), pa.string()))})
     data, found = private.parquet(written(table))
     assert found == 2 and table_of(data)["of"].to_pylist() == [[("key", "***"), ("in", "HOME/x")]]
+
+
+def test_the_footer_is_searched_as_the_rows_are(private):
+    home, clean = str(Path.home()), pa.table({"a": ["x", "y"]})
+    used = pa.DictionaryArray.from_arrays(pa.array([0, 0]), pa.array(["x", f"{home}/unused"]))
+    leaks = [clean.replace_schema_metadata({"source": f"{home}/a.csv"}), clean.replace_schema_metadata({f"{home}/a.csv": "read"}),
+             clean.replace_schema_metadata({"source": "/data/people/rows.csv"}), clean.rename_columns([f"{home}/a"]),
+             pa.Table.from_arrays(clean.columns, schema=pa.schema([pa.field("a", pa.string(), metadata={"from": f"{home}/b"})])),
+             pa.table({"a": used})]
+    for table in leaks:
+        data, found = private.parquet(written(table))
+        left = pq.ParquetFile(pa.BufferReader(data))
+        assert found >= 1 and home not in f"{[*texts(data)]}{left.schema_arrow.metadata}{left.schema_arrow.field(0).metadata}"
+        assert b"people" not in data and b"unused" not in data
+        assert len(table_of(data)) == 2
+    assert private.parquet(plain := written(clean.replace_schema_metadata({"made by": "hand"}))) == (plain, 0)
+
+
+def test_statistics_that_no_row_explains_are_made_anew(private):
+    data = written(pa.table({"a": ["Z" * 20] * 2}))
+    start = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    forged = data[:start] + data[start:].replace(b"Z" * 20, SECRETS[3].encode())
+    assert SECRETS[3] in [*texts(forged)] and SECRETS[3] not in str(table_of(forged))
+    left, found = private.parquet(forged)
+    assert found >= 1 and SECRETS[3] not in [*texts(left)] and table_of(left) == table_of(data)
+
+
+def test_a_field_within_a_column_that_tells_a_place_keeps_the_file_here(private):
+    inner = pa.field("b", pa.string(), metadata={"from": f"{Path.home()}/b"})
+    column = pa.array([{"b": "x"}], pa.struct([inner]))
+    table = pa.Table.from_arrays([column], schema=pa.schema([pa.field("a", column.type)]))
+    with pytest.raises(Unfit, match="in the metadata of a field"):
+        private.parquet(written(table))
+
+
+def test_a_canary_in_the_footer_is_taken_out_with_what_was_kept_of_the_old_file():
+    data = mark(written(pa.table({"a": ["x"]})), f"{PROJECT} 1")
+    left = written(table_of(data).drop_columns([KEY]))
+    assert OLD in left
+    assert OLD not in unmark(left) and PROJECT.encode() not in unmark(written(pa.table({"a": ["x"]}).replace_schema_metadata(
+        {"note": f"{PROJECT} 1"})))
 
 
 @pytest.mark.parametrize("name", ["projekté", "c++", "run-"])
