@@ -250,6 +250,12 @@ def test_a_run_folder_is_evaluated_with_its_own_settings(engine, tmp_path, capsy
     (["compare", "--out", "D", "--seeds", "two"], "'two'"),
     (["compare", "--out", "D", "--ranks", "a"], "--ranks 1,3,8"),
     (["calibrate", "modl=x"], "did you mean model?"),
+    (["compare", "out=X", "--out", "Y"], "out=X does nothing here, because --out Y says it; leave out=X out"),
+    (["compare", "--out", "Y", "baseline.detector.recall=.5", "--detector", "recall=.6"], "because --detector recall=.6 says it"),
+    (["calibrate", "++out=X"], "++out=X does nothing here, because --out DIR says it"),
+    (["evaluate", "MODEL", "model.path=X"], "model.path=X does nothing here, because the model MODEL says it"),
+    (["evaluate", "MODEL", "rollout.engine=vllm_colocate", "--engine", "transformers"], "because --engine transformers says it"),
+    (["relearn", "MODEL", "out=X", "--env", "a", "--json", "F"], "out=X does nothing here, because --json FILE says it"),
     (["sweep", "seed=0"], "a setting with several values"),
     (["sweep", "seed=0,1", "modl=x"], "did you mean model?"),
 ])

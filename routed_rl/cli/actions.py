@@ -9,7 +9,7 @@ from routed_rl.cli.compose import compose, from_anywhere
 from routed_rl.cli.hardening import attacks, experiment
 from routed_rl.cli.hardening import relearn as relearn  # a verb
 from routed_rl.cli.space import split
-from routed_rl.cli.words import names, numbers, shares
+from routed_rl.cli.words import names, numbers, refuse_fixed, shares
 from routed_rl.errors import ConfigError
 from routed_rl.stopping import STOP
 
@@ -66,12 +66,14 @@ def compare(given: Namespace) -> None:
     if given.relearn is not None and given.labs is not None:
         raise ConfigError("--relearn is not for --labs; leave one of them out")
     asked = None if given.relearn is None else attacks(given, given.relearn)
-    from routed_rl.multirun.compare import compare as compare_arms
-
     detector = names([given.detector or ""]) or []
     keys = [text.partition("=")[0] for text in detector]
     if twice := [key for key in keys if keys.count(key) > 1]:
         raise ConfigError(f"--detector {given.detector} sets {twice[0]} twice; leave one of them out")
+    refuse_fixed(given.overrides, {"out": f"--out {given.out}"} | {
+        f"baseline.detector.{key}": f"--detector {text}" for key, text in zip(keys, detector, strict=True)})
+    from routed_rl.multirun.compare import compare as compare_arms
+
     overrides = [*from_anywhere(given.overrides), *(f"baseline.detector.{text}" for text in detector)]
     if given.labs is not None:
         from routed_rl.multirun.labs import compare_labs
@@ -90,6 +92,7 @@ def sweep(given: Namespace) -> None:
 def calibrate(given: Namespace) -> None:
     if given.jobs < 1:
         raise ConfigError(f"--jobs must be at least 1, got {given.jobs}")
+    refuse_fixed(given.overrides, {"out": f"--out {given.out or 'DIR'}"})
     from routed_rl.multirun.calibrate import calibrate as calibrate_monitor
 
     out = given.out or f"runs/{datetime.now().strftime('%Y-%m-%d-%H%M%S')}-calibration"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from routed_rl.cli.compose import compose
-from routed_rl.cli.words import names, numbers, places
+from routed_rl.cli.words import names, numbers, places, refuse_fixed
 from routed_rl.config import Config
 from routed_rl.config.robust import RelearnConfig
 from routed_rl.errors import ConfigError
@@ -38,6 +38,10 @@ def experiment(given: Namespace) -> Config | None:
     """The experiment made from the overrides, if the command's target is a model's folder. None if the target is a run, which has
     its own settings; then overrides are refused, because they would silently change these settings."""
     if not (Path(given.target) / "config.yaml").exists():
+        fixed = {"model.path": f"the model {given.target}", "out": "--json FILE"}
+        if (engine := getattr(given, "engine", None)) is not None:  # only `evaluate` has this option
+            fixed |= dict.fromkeys(("rollout", "rollout.engine"), f"--engine {engine}")
+        refuse_fixed(given.overrides, fixed)
         return compose(given.overrides)
     if given.overrides:
         raise ConfigError(f"{given.target} is a run folder and brings its settings; leave out "

@@ -54,6 +54,14 @@ def shares(given: list[str] | None) -> dict[str, float | str]:
     return found
 
 
+def refuse_fixed(overrides: list[str], fixed: dict[str, str]) -> None:
+    """ConfigError for an override of a setting in `fixed`, which maps settings to what gives their value in this command, because
+    the override would do nothing."""
+    for text in overrides:
+        if (by := fixed.get(text.partition("=")[0].lstrip("+"))) is not None:
+            raise ConfigError(f"{text} does nothing here, because {by} says it; leave {text} out")
+
+
 def places(option: str, given: list[str] | None) -> dict[str, str]:
     """Parse the values NAME=DIR of an option that may be repeated. Returns the folder DIR of each name."""
     found: dict[str, str] = {}
