@@ -1,6 +1,7 @@
 """Settings of the monitor: the limits of each rule, and what happens when they are exceeded."""
 
 import dataclasses
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -87,6 +88,23 @@ class MonitorConfig:
     def rules(self) -> dict[str, RuleConfig]:
         """Maps the name of every rule to its settings."""
         return {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if section(each) is not None}
+
+    def check_names(self, known: Collection[str], before: "MonitorConfig | None" = None) -> None:
+        """Raise ConfigError if a rule has a limit for an environment that is not among `known`, those that are trained on,
+        because the limit would do nothing. A limit that stands in `before`, the settings with which the run began, is accepted,
+        because its environment may have been dropped since."""
+        old = before.rules() if before is not None else {}
+        for rule, settings in self.rules().items():
+            for name in settings.limits:
+                if name not in known and not (rule in old and name in old[rule].limits):
+                    raise ConfigError(f"monitor.{rule}.limits has {name}, which is not trained on; choose from "
+                                      f"{', '.join(known)}, or leave it out")
+
+    def only_for(self, environments: Collection[str]) -> "MonitorConfig":
+        """A copy without the limits of environments that are not among `environments`."""
+        return dataclasses.replace(self, **{rule: dataclasses.replace(settings, limits={
+            name: limit for name, limit in settings.limits.items() if name in environments})
+            for rule, settings in self.rules().items()})
 
     def reporting(self) -> "MonitorConfig":
         """A copy in which all rules have the action `report`, so that none halts the run."""

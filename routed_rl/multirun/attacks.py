@@ -72,7 +72,7 @@ def attacked_config(config: Config, asked: RelearnConfig, rate: float, seed: int
         config, seed=seed, env={asked.env: own}, trainer=trainer, discard=False, keep={},
         routing=dataclasses.replace(config.routing, mode="none", practice=practice),
         baseline=BaselineConfig(detector=config.baseline.detector),
-        monitor=dataclasses.replace(config.monitor.reporting(), health=0),
+        monitor=dataclasses.replace(config.monitor.reporting().only_for([asked.env]), health=0),
         evaluation=dataclasses.replace(config.evaluation, samples=0, every=0, scales=[], contexts=[]),
         tracking=dataclasses.replace(config.tracking, completions=False))
 

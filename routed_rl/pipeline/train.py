@@ -112,10 +112,21 @@ def run_job(folder: str) -> None:
 def described(config: Config, run: RunFolder) -> None:
     """Show the plan of a run that trains elsewhere. The model folder needs only a config and a tokenizer."""
     transformers_logging.set_verbosity_error()
+    check_names(config, run)
     plan, parts = make_plan(config, run, here=False), describe_parts(config)
     check_prompts(parts.trained, config.seed)
     show_plan(parts, plan, account=True)
     console.say(f"weights       there are none in {config.model.path}: shapes are of its config.json, nothing was tried out")
+
+
+def check_names(config: Config, run: RunFolder, before: RunFolder | None = None) -> None:
+    """ConfigError if a setting names an environment that the run does not train on. `before`: the run from which this one goes
+    on, if it is another."""
+    check(config, config.keep, "keep.", run if run.manifest.exists() else None)
+    begun = before or run
+    was = record.read_config(begun).monitor if begun.config.exists() else None
+    config.monitor.check_names([*record.trained_settings(config), *record.inherited(begun)] if begun.manifest.exists() else
+                               record.trained_settings(config), was)
 
 
 def prepared(config: Config, run: RunFolder, before: RunFolder | None = None, *, account: bool = False) -> tuple[Parts, Plan]:
@@ -123,7 +134,7 @@ def prepared(config: Config, run: RunFolder, before: RunFolder | None = None, *,
     changes nothing. The plan is shown; `account` shows its memory line by line. `before` is another run, whose subspace is
     used."""
     transformers_logging.set_verbosity_error()
-    check(config, config.keep, "keep.", run if run.manifest.exists() else None)
+    check_names(config, run, before)
     plan, parts = make_plan(config, run), load_parts(config)
     check_served(parts)
     check_detector(parts)

@@ -41,6 +41,23 @@ def halting() -> MonitorConfig:
     return MonitorConfig(warmup=HALT - 1, share=RuleConfig(limit=0.0, action="halt"))
 
 
+@pytest.mark.parametrize("name", ["typo", "p"])
+def test_a_limit_for_an_environment_that_is_not_trained_on_is_refused_before_anything_is_written(parts, tmp_path, name):
+    pull = MonitorConfig(pull=RuleConfig(limits={"a": 1.0, name: 1.0}))
+    with pytest.raises(ConfigError, match=rf"monitor\.pull\.limits has {name}, which is not trained on; choose from a, b"):
+        pipeline.train(config(parts, tmp_path / "run", pull), [])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_limit_with_which_a_run_began_is_accepted_when_its_environment_was_dropped_and_a_new_one_is_not():
+    began = MonitorConfig(pull=RuleConfig(limits={"dropped": 1.0}))
+    began.check_names(["a"], began)
+    began.check_names(["a", "dropped"])
+    with pytest.raises(ConfigError, match=r"monitor\.push\.limits has dropped"):
+        MonitorConfig(push=RuleConfig(limits={"dropped": 1.0})).check_names(["a"], began)
+    assert MonitorConfig(push=RuleConfig(limits={"a": 1.0, "b": 2.0})).only_for(["b"]).push.limits == {"b": 2.0}
+
+
 @pytest.fixture(scope="module")
 def whole(parts, tmp_path_factory):
     """The run that nothing stopped."""

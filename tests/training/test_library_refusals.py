@@ -60,6 +60,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"dataset": IterableDataset.from_generator(lambda: iter([]))}, "train_dataset is IterableDataset; give a datasets.Dataset"),
     ({"subspace": None}, "routing.mode=route needs a subspace, and there is none; give subspace=extract_subspace"),
     ({"subspace": "folder"}, r"needs a subspace, and got 'folder'.*Subspace.load\(FOLDER\)"),
+    ({"monitor": MonitorConfig(pull=RuleConfig(limits={"c": 1.0}))}, r"monitor\.pull\.limits has c, which is not trained on"),
     ({"routing": RoutingConfig(practice=PracticeConfig(environments=["c"]))}, "has c, which is not trained on; choose from a, b"),
     ({"routing": None, "tools": [right]}, "tools makes rollouts of its own, in which no row can practise; set routing"),
     ({"monitor": MonitorConfig(health=5)}, "monitor.health=5 needs the flags that environments report, and reward functions"),

@@ -82,6 +82,8 @@ class LibraryMixin(LibrarySeams):
         functions = functions_of(reward_funcs, train_dataset, trl)
         names = environments_of(train_dataset, environment_column)
         check_practising(routing, names)
+        if monitor is not None:
+            monitor.check_names(names)
         self.folder = run = LibraryFolder(arguments.output_dir)
         if subspace is not None and routing.mode != "none":
             self.origin = {"model_hash": subspace.provenance.model_hash}  # that of the model, or it is refused below
