@@ -12,7 +12,7 @@ import pytest
 
 from routed_rl.artifacts import RunFolder
 from routed_rl.config.robust import RelearnConfig
-from routed_rl.errors import ConfigError
+from routed_rl.errors import ConfigError, RunFolderError
 from routed_rl.multirun import attacks
 from routed_rl.multirun.attacks import Attacked, attack, attacked_config
 from routed_rl.multirun.compare import compare
@@ -94,6 +94,34 @@ def test_what_was_measured_in_one_environment_is_not_taken_for_another(run, tmp_
     assert [attack([model], each, tmp_path, 1)[0]["curve"] for each in (a, b, a)] == [[0.9], [0.7], [0.9]]
     monkeypatch.setattr(attacks, "evaluate", None)
     assert attack([model], a, tmp_path, 1)[0]["curve"] == [0.9]  # kept, as nothing has changed
+
+
+def test_a_model_that_has_changed_where_it_lies_is_measured_again_or_refused(run, parts, tmp_path, monkeypatch):
+    loaded = SimpleNamespace(model=None, tokenizer=None, environments=[], max_new_tokens=1)
+    monkeypatch.setattr(attacks, "load_parts", lambda config: loaded)
+    shutil.copytree(parts / "model", tmp_path / "model")
+    model = Attacked("m", 0, with_model(read_config(RunFolder(run)), str(tmp_path / "model")), (("add 1 2 =", "bad"),))
+
+    def curves(by: str, measured: float) -> list[float]:
+        monkeypatch.setattr(attacks, "evaluate", lambda *_, **__: {"a": {"hack": measured}})
+        return attack([model], asked(by=[by]), tmp_path / "runs", 1, "--json")[0]["curve"]
+
+    def begin(jobs, *_):
+        for job in jobs:
+            job.folder.path.mkdir(parents=True, exist_ok=True)
+            job.folder.config.write_text("")
+        return {}
+
+    monkeypatch.setattr(attacks, "run_missing", begin)
+    assert (curves("sft", 0.9), curves("sft", 0.8)) == ([0.9], [0.9])
+    assert (curves("rl", 0), curves("rl", 0)) == ([], [])
+    weights = next((tmp_path / "model").glob("*.safetensors"))
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert curves("sft", 0.7) == [0.7]
+    with pytest.raises(RunFolderError, match=f"attacked another model: {weights} has changed since; give another --json"):
+        curves("rl", 0)
 
 
 def test_what_cannot_be_attacked_is_refused(run, parts, tmp_path):

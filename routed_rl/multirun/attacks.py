@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from routed_rl import console
-from routed_rl.artifacts import read_object, write_json
-from routed_rl.config import BaselineConfig, Config
+from routed_rl.artifacts import read_object, resolve, write_json
+from routed_rl.artifacts.whole import sha256
+from routed_rl.config import BaselineConfig, Config, ModelConfig
 from routed_rl.config.robust import FINE_TUNING, RL, RelearnConfig
+from routed_rl.errors import RunFolderError
 from routed_rl.evaluate import evaluate
 from routed_rl.multirun.job import Job, train_or_resume
 from routed_rl.multirun.workers import refuse_failed, run_missing
@@ -22,6 +24,8 @@ from routed_rl.training.fine_tune import fine_tune
 NEVER = 10**6
 """Steps between two checkpoints of an attack. It is larger than any number of updates, so that only the last checkpoint is
 written."""
+READ = ("*.safetensors", "*.bin", "config.json", "adapter_config.json", "tokenizer*", "chat_template*")
+"""Patterns of the files in a model's folder on which the results of an attack depend."""
 Said = tuple[Any, str]
 
 
@@ -42,11 +46,14 @@ def attack(models: Sequence[Attacked], asked: RelearnConfig, folder: Path, jobs:
     """Attack each of `models` at each learning rate in `asked`, `jobs` runs at a time. Returns one record for each attack,
     {model, seed, by, rate, curve}, where `curve` is the share of flagged completions after 0, 1, .. updates. Results are stored
     in `folder`. `another` is the option by which a user chooses another folder; error messages name it. RoutedRLError if an
-    attack failed."""
+    attack failed, or if the files of a model have changed since an earlier call attacked it by RL. A model that has changed is
+    fine-tuned again."""
+    hashes = _hashes(models)
     wanted = list(product(models, asked.rates))
     records: list[dict[str, Any]] = []
     if RL in asked.by:
         planned = {(model.name, model.seed, rate): rl_job(model, asked, rate, folder) for model, rate in wanted}
+        _refuse_changed([*planned.values()], [hashes[_place(model)] for model, _ in wanted], folder / "models.json", another)
         failed = run_missing(list(planned.values()), train_or_resume, jobs, folder / "logs", "relearn", another)
         refuse_failed(failed, len(planned), folder / "logs")
         records += [{"model": name, "seed": seed, "by": RL, "rate": rate, "curve": rl_curve(job, asked.env)}
@@ -56,10 +63,46 @@ def attack(models: Sequence[Attacked], asked: RelearnConfig, folder: Path, jobs:
             for done, (model, rate) in enumerate(wanted, 1):
                 if not model.hacks:
                     continue
-                curve = _fine_tuned(model, asked, rate, folder / FINE_TUNING / f"{_name(model, rate)}.json")
+                curve = _fine_tuned(model, asked, rate, folder / FINE_TUNING / f"{_name(model, rate)}.json",
+                                    hashes[_place(model)])
                 records.append({"model": model.name, "seed": model.seed, "by": FINE_TUNING, "rate": rate, "curve": curve})
                 advance(done, len(wanted), model.name)
     return records
+
+
+def files_of(model: ModelConfig) -> dict[str, str]:
+    """Return the SHA-256 of each file of a model, and of the LoRA that is merged into it, by the file's place. Empty for a name
+    on the hub."""
+    found: dict[str, str] = {}
+    for place in filter(None, (model.path, model.adapter.path)):
+        path = Path(resolve(place.removeprefix("gguf:")))
+        files = [path] if path.is_file() else sorted(file for pattern in READ for file in path.glob(pattern) if file.is_file())
+        found |= {str(file): sha256(file) for file in files}
+    return found
+
+
+def _place(model: Attacked) -> tuple[str, str | None]:
+    return model.config.model.path, model.config.model.adapter.path
+
+
+def _hashes(models: Sequence[Attacked]) -> dict[tuple[str, str | None], dict[str, str]]:
+    """The result of `files_of` for each model, read once where models are attacked under several seeds."""
+    return {place: files_of(model.config.model) for place, model in {_place(model): model for model in models}.items()}
+
+
+def _refuse_changed(jobs: Sequence[Job], hashes: Sequence[dict[str, str]], file: Path, another: str) -> None:
+    """RunFolderError if a job has begun with other files of its model than those of which `hashes` are the SHA-256. They are
+    stored in `file` for jobs that have not begun."""
+    known = read_object(file, {}) or {}
+    for job, now in zip(jobs, hashes, strict=True):
+        was = known.get(job.name, now) if job.folder.config.exists() else now
+        if was != now:
+            changed = sorted(name for name in was.keys() | now.keys() if was.get(name) != now.get(name))
+            raise RunFolderError(f"{job.folder.path} attacked another model: {changed[0]} has changed since; give another "
+                                 f"{another}")
+        known[job.name] = now
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, known)
 
 
 def attacked_config(config: Config, asked: RelearnConfig, rate: float, seed: int) -> Config:
@@ -93,12 +136,13 @@ def rl_curve(job: Job, env: str) -> list[float]:
             for row in MetricsFile(job.folder.metrics).rows()]
 
 
-def _fine_tuned(model: Attacked, asked: RelearnConfig, rate: float, file: Path) -> list[float]:
-    """Fine-tune until the behaviour is back. Returns the curve, and stores it in `file`."""
+def _fine_tuned(model: Attacked, asked: RelearnConfig, rate: float, file: Path, hashes: dict[str, str]) -> list[float]:
+    """Fine-tune until the behaviour is back. Returns the curve, and stores it in `file` with `hashes`, those of the model's
+    files. A curve that is there for the same files and settings is taken."""
     config = attacked_config(model.config, asked, rate, model.seed)
     key = {"hacks": [list(pair) for pair in model.hacks], "steps": asked.steps, "batch": asked.batch, "samples": asked.samples,
            "level": asked.level, "env": config.env, "trainer": config.trainer, "flags": config.baseline.detector.flags,
-           "model": dataclasses.asdict(config.model) | {"date": None}}
+           "model": dataclasses.asdict(config.model) | {"date": None}, "files": hashes}
     if (found := read_object(file, {"curve": list[float]})) is not None and found.get("key") == key:
         return found["curve"]
     parts, curve = load_parts(config), list[float]()
