@@ -68,6 +68,7 @@ def test_files_of_pairs_and_prompts_and_the_target_are_relative_to_the_file_that
     assert overrides_of(file) == ["subspace.target=mean_difference"]
 
 
+@pytest.mark.slow  # it composes two experiments
 def test_the_tilde_is_the_home_folder_in_every_setting_and_option_that_names_a_place(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     keys = ["out", "model.path", "model.adapter.path", *(f"subspace.{key}" for key in (
