@@ -38,7 +38,7 @@ from routed_rl.multirun.job import train_or_resume, try_out
 from routed_rl.pipeline import launched
 from routed_rl.pipeline.record import read_overrides, write_config
 from routed_rl.pipeline.rollback import copy_until
-from routed_rl.pipeline.steps import forget_results
+from routed_rl.pipeline.steps import forget_deployed, forget_results
 from routed_rl.report.answers import read_answers
 from routed_rl.report.data import read_run
 from routed_rl.tracking import MetricsFile
@@ -286,6 +286,14 @@ def test_the_results_of_a_shorter_run_are_gone_while_it_goes_on_and_the_base_mod
     for each in (run, new):
         assert [list(answer["answers"]) for answer in read_answers(each.answers)] == [["base"]]
         assert [path.name for path in each.path.glob("evaluation-*")] == ["evaluation-base.json"]
+
+
+@pytest.mark.parametrize("discard", [True, False])
+def test_the_deployed_model_of_a_shorter_run_is_gone_while_it_goes_on_unless_the_user_wrote_it(run, discard, capsys):
+    run.deployed.mkdir()
+    forget_deployed(run, discard=discard)
+    assert run.deployed.exists() != discard
+    assert ("removing" if discard else "stays as it is") in capsys.readouterr().out
 
 
 def test_a_run_without_an_evaluation_says_how_to_evaluate_it(run, tmp_path):

@@ -1,5 +1,6 @@
 """Trains the steps of a run under the monitor, from the run's newest checkpoint on, in this process or in several."""
 
+import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,6 +49,7 @@ def train_steps(parts: Parts, plan: Plan, router: Router | None, served: Served 
     MetricsFile(run.verdicts).truncate(step)
     forget_after(run.completions, step)
     forget_results(run)
+    forget_deployed(run, discard=parts.config.discard)
     halting.put_aside(run)
     tracker.begin(step)
     watch = _watch(parts.config, run)
@@ -70,6 +72,18 @@ def forget_results(run: RunFolder) -> None:
     for model in ("policy", "deployed"):
         (run.path / f"evaluation-{model}.json").unlink(missing_ok=True)
     copy_base_answers(run, run)
+
+
+def forget_deployed(run: RunFolder, *, discard: bool) -> None:
+    """Remove the deployed model of a shorter run, which the run itself has written and writes again at its end. If `discard` is
+    false it does not, so that the folder is the user's: it stays, and a line says that it falls behind."""
+    if not run.deployed.exists():
+        return
+    if not discard:
+        console.say(f"{run.deployed} stays as it is, which becomes a model of fewer steps than this run (discard=false)")
+        return
+    console.say(f"removing {run.deployed} until the run ends")
+    shutil.rmtree(run.deployed)
 
 
 @contextmanager
