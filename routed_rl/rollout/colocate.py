@@ -17,7 +17,7 @@ from torch import Tensor
 from routed_rl.artifacts import ADAPTER, ADAPTER_CONFIG
 from routed_rl.config import RolloutConfig
 from routed_rl.errors import RolloutError
-from routed_rl.rollout.engine import Lora, Sampling
+from routed_rl.rollout.engine import Lora, Sampling, require_room
 from routed_rl.rollout.heads import HeadPadding
 from routed_rl.rollout.settings import engine_settings, process_settings
 from routed_rl.rollout.weights import ADAPTERS, NamedTensors
@@ -86,9 +86,16 @@ class ColocatedEngine:
     def complete(self, prompts: list[list[int]], sampling: Sampling, adapter: str | None) -> list[list[int]]:
         from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
 
+        self.require_room(prompts)
         settings = SamplingParams(temperature=sampling.temperature, max_tokens=sampling.max_tokens, detokenize=False,
                                   stop_token_ids=sampling.stop, ignore_eos=True)
         return [list(output.outputs[0].token_ids) for output in self._generate(prompts, settings, adapter)]
+
+    def require_room(self, prompts: list[list[int]]) -> None:
+        """RolloutError if a prompt leaves no room for a completion; vLLM itself raises ValueError."""
+        largest: int = self.llm.llm_engine.vllm_config.model_config.max_model_len
+        for ids in prompts:
+            require_room(ids, largest)
 
     def _generate(self, prompts: list[list[int]], sampling: Any, adapter: str | None) -> list[Any]:
         return self.llm.generate([{"prompt_token_ids": ids} for ids in prompts], sampling, use_tqdm=False,

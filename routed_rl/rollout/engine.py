@@ -5,6 +5,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from routed_rl.errors import RolloutError
 from routed_rl.rollout.heads import HeadPadding
 from routed_rl.rollout.weights import NamedTensors
 
@@ -71,6 +72,15 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Close the engine. Calling this again has no effect."""
+
+
+def require_room(ids: list[int], largest: int) -> int:
+    """How many tokens may follow the prompt `ids` in an engine that takes `largest` tokens together. RolloutError if there is no
+    room for any."""
+    if len(ids) >= largest:
+        raise RolloutError(f"a prompt of {len(ids)} tokens leaves no room for a completion, because vLLM takes {largest} tokens "
+                           "together; raise rollout.max_length (--max-model-len of a server of your own), or shorten the prompt")
+    return largest - len(ids)
 
 
 def lora_for(rank: int, modules: list[str], count: int = 1) -> Lora | None:

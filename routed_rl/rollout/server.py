@@ -18,7 +18,7 @@ from routed_rl.errors import RolloutError
 from routed_rl.ranks import RANKS
 from routed_rl.rollout.client import PolicyClient
 from routed_rl.rollout.colocate import memory_folder, write_adapter
-from routed_rl.rollout.engine import Lora, Sampling
+from routed_rl.rollout.engine import Lora, Sampling, require_room
 from routed_rl.rollout.heads import HeadPadding
 from routed_rl.rollout.launch import LaunchedServer
 from routed_rl.rollout.settings import check_settings, served_lora
@@ -145,11 +145,7 @@ class ServerEngine:
     def _limit(self, ids: list[int], wanted: int) -> int:
         """How many tokens may follow the prompt `ids`, at most `wanted`. RolloutError if the servers have no room for any."""
         largest = min(client.max_length for client in self.clients)
-        if len(ids) >= largest:
-            raise RolloutError(f"a prompt of {len(ids)} tokens leaves no room for a completion, because the server takes "
-                               f"{largest} tokens together; raise rollout.max_length (--max-model-len of a server of your own), "
-                               "or shorten the prompt")
-        return min(wanted, largest - len(ids))
+        return min(wanted, require_room(ids, largest))
 
     @contextmanager
     def asking(self, adapter: str) -> Iterator[None]:

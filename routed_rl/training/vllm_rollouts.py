@@ -7,7 +7,7 @@ Not covered: several trainer processes with vLLM in them, images.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
-from typing import Any
+from typing import Any, cast
 
 from trl.generation.vllm_generation import VLLMGeneration
 
@@ -68,8 +68,9 @@ class PolicyGeneration(VLLMGeneration):
 
         def ask(places: list[int]) -> tuple[Any, ...]:
             if self.mode == "colocate":
-                here = super(PolicyGeneration, self)
-                return here.generate([prompts[place] for place in places], images, num_generations, profiler)
+                here, asked = super(PolicyGeneration, self), [prompts[place] for place in places]
+                cast(Any, self.served.engine).require_room(asked)
+                return here.generate(asked, images, num_generations, profiler)
             return self._ask_server(prompts, self.trainer.scored_tasks, places)
 
         if practice is None or not practice.active:

@@ -12,6 +12,7 @@ import pytest
 
 from routed_rl.errors import RolloutError
 from routed_rl.rollout import Sampling
+from routed_rl.rollout.colocate import ColocatedEngine
 from routed_rl.rollout.server import ServerEngine
 from routed_rl.training.vllm_rollouts import PolicyGeneration
 
@@ -53,6 +54,20 @@ def test_prompts_are_divided_evenly_and_answers_come_in_their_order():
 def test_a_prompt_that_leaves_no_room_says_which_setting_to_raise(ask):
     with pytest.raises(RolloutError, match=r"a prompt of 12 tokens leaves no room .* 12 tokens .* raise rollout.max_length"):
         ask(engine_of(Client(12)))
+
+
+def test_a_prompt_without_room_in_vllm_in_this_process_is_refused_alike_by_evaluation_and_training():
+    engine = ColocatedEngine.__new__(ColocatedEngine)
+    settings = SimpleNamespace(model_config=SimpleNamespace(max_model_len=12))
+    engine.llm = SimpleNamespace(llm_engine=SimpleNamespace(vllm_config=settings))
+    generation = PolicyGeneration.__new__(PolicyGeneration)
+    generation.mode, generation.served = "colocate", SimpleNamespace(engine=engine, show=lambda deployed: None)
+    generation.trainer = SimpleNamespace(practice=None, rolling=None, ahead=None)
+    with pytest.raises(RolloutError, match=r"a prompt of 12 tokens leaves no room .* 12 tokens .* raise rollout.max_length"):
+        generation.generate([[5], [7] * 12], None, 1)
+    engine.require_room([[5], [7] * 11])
+    with pytest.raises(RolloutError, match="leaves no room"):
+        engine.require_room([[7] * 13])
 
 
 def by_groups(engine):
