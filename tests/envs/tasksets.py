@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import verifiers.v1 as vf
@@ -52,6 +53,27 @@ class Endless(vf.Taskset[SumTask, SumConfig]):
         while True:
             yield SumTask(SumData(prompt=[vf.UserMessage(content=f"{a} + 1")], answer=str(a + 1)), self.config.task)
             a += 1
+
+
+class Again(vf.Taskset[SumTask, SumConfig]):
+    """Draws from 300 tasks for ever, more than the adapter reads at a time, and numbers them as they come."""
+
+    INFINITE = True
+
+    def load(self) -> Iterator[SumTask]:
+        for idx in itertools.count():
+            a = idx * 7 % 300
+            yield SumTask(SumData(idx=idx, prompt=f"{a} + 1", answer=str(a + 1)), self.config.task)
+
+
+class Few(vf.Taskset[SumTask, SumConfig]):
+    """Repeats three tasks for ever."""
+
+    INFINITE = True
+
+    def load(self) -> Iterator[SumTask]:
+        for a in itertools.cycle(range(3)):
+            yield SumTask(SumData(prompt=f"{a} + 1", answer=str(a + 1)), self.config.task)
 
 
 class InBox(SumTask):

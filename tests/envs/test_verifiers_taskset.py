@@ -62,6 +62,14 @@ def test_an_infinite_taskset_goes_on():
     assert train == prompts(endless, "train", 0, 500) != prompts(endless, "train", 1, 500)
 
 
+def test_a_task_that_an_infinite_taskset_repeats_stays_in_its_split():
+    again = VerifiersTaskset(f"{FILE}:Again")
+    train, held = set(prompts(again, "train", 0, 900)), set(prompts(again, "eval", 0, 200))
+    assert train and held and not train & held
+    few = VerifiersTaskset(f"{FILE}:Few")
+    assert len(prompts(few, "train", 0, 5)) == len(prompts(few, "eval", 0, 5)) == 5
+
+
 def test_a_default_runtime_is_left_to_its_default():
     """verifiers calls such a function without one."""
     environment = VerifiersTaskset(f"{FILE}:OPTIONAL")

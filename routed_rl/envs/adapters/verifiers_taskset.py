@@ -14,7 +14,7 @@ import random
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from routed_rl.envs.adapters.common import as_messages, of_split
+from routed_rl.envs.adapters.common import as_messages, by_text, of_split
 from routed_rl.envs.build import find_object
 from routed_rl.envs.core import Message, Score, Task
 from routed_rl.errors import ConfigError
@@ -51,11 +51,15 @@ class VerifiersTaskset:
 
     def tasks(self, split: str, seed: int) -> Iterator[Task]:
         """Yield the tasks of `split`. The tasks of a finite taskset come once, shuffled. Those of an infinite taskset come in its
-        own order, shuffled in blocks."""
+        own order, shuffled in blocks; the split of each follows from its text, because a task may come again in a later block."""
         draw = random.Random(f"{split} {seed}")
-        stream = iter(self.source)
+        stream, by_blocks = iter(self.source), None
         while block := self.known or [_plain(task) for task in itertools.islice(stream, BLOCK)]:
-            mine = of_split(split, block, [json.dumps(data, sort_keys=True) for data in block])
+            keys = [_key(data) for data in block]
+            texts = by_text(block, keys)
+            if by_blocks is None:
+                by_blocks = self.known is not None or not all(texts.values())  # so few tasks that their texts leave a split empty
+            mine = of_split(split, block, keys) if by_blocks else texts[split]
             for data in draw.sample(mine, len(mine)):
                 yield Task(self._prompt(data), {"data": data})
             if self.known:
@@ -118,6 +122,12 @@ class VerifiersTaskset:
 
 def _plain(task: Any) -> dict[str, Any]:
     return task.data.model_dump(mode="json", exclude_none=True)
+
+
+def _key(data: Mapping[str, Any]) -> str:
+    """The text of a task, by which it belongs to a split. Its number and its names are no part of it, because a task that comes
+    again may have others."""
+    return json.dumps({name: value for name, value in data.items() if name not in ("idx", "id", "name")}, sort_keys=True)
 
 
 def _needs_runtime(function: Any) -> bool:
