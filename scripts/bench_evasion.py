@@ -101,10 +101,11 @@ def visible(run: RunFolder, step: int, base: Probe) -> dict[str, float]:
     return found
 
 
-def measure(runs: Path, probes: dict[str, Probe]) -> dict[str, dict[str, list[float]]]:
-    """Arm -> figure -> value for each seed, from the finished runs in a folder."""
+def measure(runs: Path, names: set[str], probes: dict[str, Probe]) -> dict[str, dict[str, list[float]]]:
+    """Arm -> figure -> value for each seed, from those finished runs in a folder whose folders have these `names`. Other runs may
+    lie there, of seeds or arms of an earlier command."""
     found: dict[str, dict[str, list[float]]] = {}
-    for folder in sorted(path.parent for path in runs.glob("*/summary.json")):
+    for folder in sorted(path.parent for path in runs.glob("*/summary.json") if path.parent.name in names):
         run, (arm, _, seed) = RunFolder(folder), folder.name.rpartition("-seed")
         file = folder / "visible.json"
         if not file.exists():
@@ -163,13 +164,14 @@ def main() -> None:
     except ValueError as error:
         parser.error(str(error))
     found, probes = {}, dict[str, Probe]()
+    names = {f"{arm}-seed{seed}" for arm in arguments.arms.split(",") for seed in range(arguments.seeds)}
     for condition in conditions:
         folder = arguments.out / condition
         command = ["compare", *settings_of(condition), "discard=false", *more, "--arms", arguments.arms, "--seeds",
                    str(arguments.seeds), "--ranks", "", "--jobs", str(arguments.jobs), "--out", str(folder)]
         if code := subprocess.run([sys.executable, "-c", PROGRAM, *command]).returncode:
             sys.exit(code)
-        found[condition] = measure(folder / "runs", probes)
+        found[condition] = measure(folder / "runs", names, probes)
         (arguments.out / "evasion.json").write_text(json.dumps(found, indent=1))
     rows = [["condition", "arm", *FIGURES.values()], ["---"] * (2 + len(FIGURES))]
     rows += [[condition, arm, *(shown(figures[name]) for name in FIGURES)] for condition, arms in found.items()

@@ -84,3 +84,16 @@ def test_the_benchmark_measures_updates_runs_and_growth_and_goes_on(tmp_path):
     grows = found["growth"]["group"]["cpu"]
     assert set(grows["ratios"]) == {"4", "8", "16", "32"} and grows["exponent"] > 0.5
     assert "group, 1 of 1" not in script(*arguments)
+
+
+def test_the_figures_of_evasion_are_of_the_runs_that_were_asked_for(tmp_path):
+    from bench_evasion import measure
+
+    for name in ("route-seed0", "route-seed1", "erase-seed0"):
+        folder = tmp_path / name
+        folder.mkdir()
+        models = {"policy": {"leaky": {"hack": 0.5, "reward": 1.0}}, "deployed": {"leaky": {"hack": float(name[-1])}}}
+        (folder / "summary.json").write_text(json.dumps({"models": models}))
+        (folder / "visible.json").write_text(json.dumps({"3": {"shift": 0.1, "own": 0.9, "base": 0.8}}))
+    found = measure(tmp_path, {"route-seed0"}, {})
+    assert list(found) == ["route"] and found["route"]["hack"] == [0.0]
