@@ -3,6 +3,7 @@
 import atexit
 import errno
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from contextlib import suppress
 
 from routed_rl.config.references import masked, remember_written
 from routed_rl.errors import CheckFailed, Halted, RoutedRLError, Stopped, command
+from routed_rl.stopping import Terminated, terminating
 
 PATH = (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EROFS, errno.ELOOP)
 """Error numbers that mean that a path from the user is at fault."""
@@ -23,7 +25,8 @@ def guarded(action: Callable[[], object], argv: list[str]) -> int:
     for text in argv:
         remember_written(text)
     try:
-        action()
+        with terminating():
+            action()
         return 0
     except Stopped as stopped:
         hint = "" if "resume" in str(stopped) else f"; to go on: {_resume(argv)}"
@@ -35,8 +38,9 @@ def guarded(action: Callable[[], object], argv: list[str]) -> int:
         return _fail(str(error), 4 if isinstance(error, CheckFailed) else 2)
     except KeyboardInterrupt as interrupt:
         hint = "; ".join(getattr(interrupt, "__notes__", [])) or f"to go on: {_resume(argv)}"
-        print(f"\ninterrupted; {masked(hint)}", file=sys.stderr)
-        return 130
+        by_signal = isinstance(interrupt, Terminated)
+        print(f"\n{'stopped by SIGTERM' if by_signal else 'interrupted'}; {masked(hint)}", file=sys.stderr)
+        return 128 + (signal.SIGTERM if by_signal else signal.SIGINT)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in PATH and error.filename:
             return _fail(f"{error.filename}: {error.strerror}; give another path")

@@ -1,9 +1,10 @@
 """Handles SIGTERM, SIGUSR1 and Ctrl-C in a process that trains. The first signal during a step lets this step end; then the run
-writes a checkpoint and exits. A signal outside of a step, or a second signal, ends the run at once. While no `Stop` is listening,
-the first signal ends the process, as usual."""
+writes a checkpoint and exits. A signal outside of a step, or a second signal, ends the run at once. In commands that do not
+train, the first SIGTERM ends the command as Ctrl-C does."""
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -14,6 +15,31 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 WAIT = b"\nends this step and writes a checkpoint; Ctrl-C once more ends at once, without one\n"
 PARENT = "ROUTED_RL_PARENT"
 """Environment variable with the id of the process that started a worker. The worker must end when that process ends."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM in a command that does not train. It ends the command as Ctrl-C does, so that temporary folders are removed; an
+    ordinary exception could be taken for a failure of a plug-in."""
+
+
+@contextmanager
+def terminating() -> Iterator[None]:
+    """Inside the block, the first SIGTERM raises `Terminated`, and a second one ends the process at once. This has no effect
+    outside of the main thread, and where SIGTERM is handled or ignored already."""
+    here = threading.current_thread() is threading.main_thread()
+    if not here or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)
+    raise Terminated
 
 
 class Stop:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import os
+import signal
 import subprocess
 import sys
 import time
 import types
 from itertools import zip_longest
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -284,6 +287,23 @@ def test_an_interrupt_says_how_to_go_on(engine, monkeypatch, capsys):
     monkeypatch.setattr(sys.modules["routed_rl.pipeline.leaving"], "discard", sys.modules["routed_rl.pipeline.train"].train)
     assert main(["discard", "my run", "--out", "D"]) == 130
     assert capsys.readouterr().err.strip() == "interrupted; to go on: routed-rl discard 'my run' --out D"
+
+
+def test_sigterm_ends_a_command_as_an_interrupt_does_so_that_scratch_folders_go(engine, monkeypatch, capsys, tmp_path):
+    def work(*_, **__):
+        with TemporaryDirectory(dir=tmp_path):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+
+    monkeypatch.setattr(sys.modules["routed_rl.pipeline.leaving"], "discard", work)
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        assert main(["discard", "my run", "--out", "D"]) == 143
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert capsys.readouterr().err.strip() == "stopped by SIGTERM; to go on: routed-rl discard 'my run' --out D"
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize(("setting", "says"), [
