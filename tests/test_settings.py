@@ -102,6 +102,7 @@ def test_a_folder_with_a_comma_in_its_name_is_one_folder(tmp_path):
 
 
 @pytest.mark.parametrize(("text", "problem"), [
+    ("env: &a {b: *a}", "a value has itself as a part"), ("seed: !!int x", "is no YAML: "), ("discard: !!bool x", "is no YAML: "),
     ("seed: [1", "is no YAML: "), ("- 1", "must hold settings as KEY: VALUE, got list"),
     ("3", "must hold settings as KEY: VALUE, "),
     ("defaults: lora", "defaults must be a list"), ("defaults: [lora]", "defaults has 'lora'; write GROUP: CHOICE"),

@@ -29,8 +29,10 @@ def overrides_of(file: str) -> list[str]:
         raise ConfigError(f"--config {file or repr(file)}: {wrong}; `routed-rl new experiment NAME` writes a file to begin with")
     try:
         found: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+    except (YAMLError, OmegaConfBaseException, ValueError, KeyError) as error:  # `!!int x` is a ValueError, `!!bool x` a KeyError
         raise ConfigError(f"--config {file} is no YAML: {' '.join(str(error).split())[:200]}") from error
+    except RecursionError as error:
+        raise ConfigError(f"--config {file}: a value has itself as a part, or is nested too deeply; see its anchors") from error
     except OSError as error:  # a number or a date, or a file that may not be read
         raise ConfigError(f"--config {file} must hold settings as KEY: VALUE, and it cannot be read as such: {error}") from error
     if not isinstance(found, dict):
