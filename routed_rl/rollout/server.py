@@ -14,7 +14,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from routed_rl.config import RolloutConfig
-from routed_rl.errors import RolloutError
 from routed_rl.ranks import RANKS
 from routed_rl.rollout.client import PolicyClient
 from routed_rl.rollout.colocate import memory_folder, write_adapter
