@@ -13,8 +13,13 @@ from routed_rl.config.references import masked, remember_written
 from routed_rl.errors import CheckFailed, Halted, RoutedRLError, Stopped, command
 from routed_rl.stopping import Terminated, terminating
 
-PATH = (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EROFS, errno.ELOOP)
+PATH = (errno.EACCES, errno.EEXIST, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EROFS,
+        errno.ELOOP)
 """Error numbers that mean that a path from the user is at fault."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Error numbers that mean that the disk is full."""
+FULL_IN_WORDS = (*map(os.strerror, FULL), "PytorchStreamWriter failed writing file")
+"""The same in the words of safetensors and torch, whose errors have no number."""
 
 
 def guarded(action: Callable[[], object], argv: list[str]) -> int:
@@ -44,11 +49,21 @@ def guarded(action: Callable[[], object], argv: list[str]) -> int:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in PATH and error.filename:
             return _fail(f"{error.filename}: {error.strerror}; give another path")
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return _fail(f"disk full while writing {error.filename or 'a file'}: what was complete is kept; free some space, "
+        if _is_full(error):
+            return _fail(f"disk full while writing {getattr(error, 'filename', None) or 'a file'}: what was complete is kept; free some space, "
                          f"then {_resume(argv)}")
         print(masked(traceback.format_exc()), file=sys.stderr, end="")
         return _fail("this is a bug of routed_rl or of a plug-in, see above", 1)
+
+
+def _is_full(error: Exception) -> bool:
+    """Whether an error, or one that caused it, says that the disk is full. safetensors and torch say so in words alone."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if (isinstance(cause, OSError) and cause.errno in FULL) or any(words in str(cause) for words in FULL_IN_WORDS):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
 
 
 def leave_at_the_end() -> Callable[[int], None]:

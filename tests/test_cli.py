@@ -321,6 +321,9 @@ def test_a_full_disk_is_one_line_that_says_how_to_go_on(engine, monkeypatch, cap
     line = refused(capsys, "train", "out=D")
     assert "/x/weights" in line
     assert "resume D" in line
+    for words in ("I/O error: No space left on device (os error 28)", "PytorchStreamWriter failed writing file data/3: failed"):
+        fails_with(monkeypatch, RuntimeError(words))  # as safetensors and torch say it
+        assert "disk full" in refused(capsys, "train", "out=D")
     fails_with(monkeypatch, OSError(errno.EACCES, "Permission denied"))
     assert main(["train"]) == 1
 
