@@ -288,6 +288,21 @@ def test_the_results_of_a_shorter_run_are_gone_while_it_goes_on_and_the_base_mod
         assert [path.name for path in each.path.glob("evaluation-*")] == ["evaluation-base.json"]
 
 
+def test_a_link_to_a_folder_stays_if_a_run_is_refused_and_nothing_behind_a_link_is_removed(tmp_path):
+    (real := tmp_path / "disk").mkdir()
+    (link := tmp_path / "run").symlink_to(real)
+    (real / "config.yaml").touch()
+    RunFolder(link).abandon_if_empty()
+    assert link.is_symlink() and not [*real.iterdir()]
+    (real / "mine").touch()
+    for text in ("1", "2"):
+        with replacing(link) as partial:
+            partial.mkdir()
+            (partial / "file").write_text(text)
+    assert not link.is_symlink() and (link / "file").read_text() == "2" and (real / "mine").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "run"], "a link that was put aside is gone, too"
+
+
 @pytest.mark.parametrize("discard", [True, False])
 def test_the_deployed_model_of_a_shorter_run_is_gone_while_it_goes_on_unless_the_user_wrote_it(run, discard, capsys):
     run.deployed.mkdir()

@@ -47,9 +47,12 @@ class RunFolder:
         return f"`{' '.join([command('resume', self.path), *changes])}`"
 
     def abandon_if_empty(self) -> None:
-        """Remove the folder of a run that was refused before it had any result."""
+        """Remove the folder of a run that was refused before it had any result. A link to a folder stays, and its files go."""
         if self._names() <= {LOCK, "config.yaml", "overrides.txt", "manifest.json"}:
-            shutil.rmtree(self.path)
+            for file in self.path.iterdir():
+                file.unlink()
+            if not self.path.is_symlink():
+                self.path.rmdir()
 
     @contextmanager
     def being_made(self) -> Iterator["RunFolder"]:

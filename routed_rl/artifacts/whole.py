@@ -132,7 +132,7 @@ def broken_seal(folder: Path) -> str | None:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():  # nothing behind a link is removed
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)

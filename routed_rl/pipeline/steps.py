@@ -83,7 +83,10 @@ def forget_deployed(run: RunFolder, *, discard: bool) -> None:
         console.say(f"{run.deployed} stays as it is, which becomes a model of fewer steps than this run (discard=false)")
         return
     console.say(f"removing {run.deployed} until the run ends")
-    shutil.rmtree(run.deployed)
+    if run.deployed.is_symlink():
+        run.deployed.unlink()
+    else:
+        shutil.rmtree(run.deployed)
 
 
 @contextmanager
