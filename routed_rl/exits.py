@@ -50,8 +50,8 @@ def guarded(action: Callable[[], object], argv: list[str]) -> int:
         if isinstance(error, OSError) and error.errno in PATH and error.filename:
             return _fail(f"{error.filename}: {error.strerror}; give another path")
         if _is_full(error):
-            return _fail(f"disk full while writing {getattr(error, 'filename', None) or 'a file'}: what was complete is kept; free some space, "
-                         f"then {_resume(argv)}")
+            place = getattr(error, "filename", None) or "a file"
+            return _fail(f"disk full while writing {place}: what was complete is kept; free some space, then {_resume(argv)}")
         print(masked(traceback.format_exc()), file=sys.stderr, end="")
         return _fail("this is a bug of routed_rl or of a plug-in, see above", 1)
 
