@@ -16,6 +16,8 @@ def commands(run: RunData) -> Section:
         section.commands.extend(run.halted["commands"])
     elif run.summary is None:
         section.commands.append(f"{command('resume', run.path)}    # go on")
+    elif not run.setting("evaluation", "samples", 1):
+        section.commands.append(f"{command('resume', run.path, 'evaluation.samples=200')}    # evaluate its models")
     else:
         again = command("evaluate", run.path, "--json", f"{run.path}/again.json")
         section.commands.append(f"{again}    # all three models, once more")
@@ -55,4 +57,4 @@ def _again(run: RunData) -> list[str]:
 
 
 def _elsewhere(overrides: list[str]) -> list[str]:
-    return [text for text in overrides if not text.startswith("out=")]
+    return [text for text in overrides if not text.lstrip("+").startswith("out=")]

@@ -18,10 +18,11 @@ from routed_rl.pipeline import halting
 from routed_rl.report import parts, watching
 from routed_rl.report.charts import spread
 from routed_rl.report.completions import shown
-from routed_rl.report.data import read_run, thinned
+from routed_rl.report.data import RunData, read_run, thinned
 from routed_rl.report.page import cell, cells, write_page
 from routed_rl.report.parts import Table
 from routed_rl.report.ranking import BY_GAP, BY_SHIFT
+from routed_rl.report.record import commands
 from routed_rl.report.run_page import write_report
 from routed_rl.report.shares import difference_interval, share_interval
 from tests.builders import PROPERTY
@@ -227,6 +228,13 @@ def test_a_torn_line_and_a_missing_file_are_left_out(tmp_path):
     (folder / "manifest.json").unlink()
     (folder / "summary.json").write_text("{")
     assert "This run is not finished: 39 of 40 steps" in report(folder)[1]
+
+
+def test_the_commands_of_a_page_can_be_run_as_they_stand():
+    """A run that evaluates nothing cannot be evaluated, and its folder is taken."""
+    run = RunData(Path("runs/a"), {"evaluation": {"samples": 0}}, {}, ["++out=runs/a", "seed=1"], [], [], None, [], {}, {}, [])
+    again, more, *_ = [line.partition("    #")[0] for line in commands(run).commands]
+    assert again == "routed-rl train seed=1" and more == "routed-rl resume runs/a evaluation.samples=200"
 
 
 def test_thinned_lines_keep_their_end_or_their_mean():
