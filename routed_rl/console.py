@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, soft_wrap=True, emoji=False, markup=False)
+"""It shows every text as it stands: names and settings may have brackets and colons, which rich would read as markup."""
 SECONDS_BETWEEN_LINES = 10.0
 WIDTH_OF_A_PIPE = 1000
 
@@ -29,9 +30,9 @@ def say(text: str) -> None:
 def progress(what: str, unit: str) -> Iterator[Advance]:
     """Yield a function that shows progress: on a terminal as a bar, elsewhere as a line every ten seconds and at the end. `what`
     names the work, and `unit` the things that are counted."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
                TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-               TextColumn("{task.fields[note]}"))
+               TextColumn("{task.fields[note]}", markup=False))
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task, skipped = bar.add_task(what, total=None, rate="", note=""), None
         started = last = time.perf_counter()

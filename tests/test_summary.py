@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from routed_rl import console
 from routed_rl.artifacts import RunFolder
 from routed_rl.config import Config, EvaluationConfig, RoutingConfig
 from routed_rl.pipeline.summary import attribution, next_commands, seconds_before, sentence
@@ -114,6 +115,13 @@ def test_what_is_suggested_is_of_this_run():
 def test_what_is_suggested_of_a_run_that_kept_parts_fits_its_deployed_folder_and_every_arm():
     found = typed(Config(keep={"a": 0.5}), "keep.a=.5", "+keep.b=auto", "~keep.b", "seed=3")
     assert found["export"][-2:] == ["--kept", "my runs/it's/deployed"] and found["compare"][:2] == ["seed=3", "--arms"]
+
+
+def test_names_and_settings_with_brackets_and_colons_are_shown_as_they_stand(capsys):
+    console.say("a :x: [b]")
+    console.table(":x: [b]", ["[b]"], [["[a,b]"], ["[/data/x]"], [":100:"]])
+    said = capsys.readouterr().out
+    assert said.splitlines()[:2] == ["a :x: [b]", ":x: [b]"] and all(text in said for text in ("[a,b]", "[/data/x]", ":100:"))
 
 
 def test_a_folder_that_begins_with_a_dash_is_no_option():
