@@ -50,7 +50,8 @@ class Alive(TorchDispatchMode):
 
 
 class _Tapped(torch.autograd.Function):
-    """Stands for the tap of a routed writer: like a tap, it keeps the writer's input for the backward pass."""
+    """Returns a writer's output `y` unchanged, and keeps the writer's input `x` for the backward pass, as the autograd function
+    of a routed writer does, so that the memory of `x` is counted."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, x: Tensor) -> Tensor:
@@ -63,8 +64,8 @@ class _Tapped(torch.autograd.Function):
 
 
 def _without_contents(model: nn.Module) -> None:
-    """Replace the model's tensors on the device "meta" by empty CPU tensors, because attention on "meta" would use another
-    kernel."""
+    """Replace the model's tensors, which are on the device "meta", by CPU tensors, because attention on "meta" would use another
+    kernel. Inside `FakeTensorMode`, which the caller enters, these CPU tensors have no contents."""
     made: dict[int, tuple[Tensor, Tensor]] = {}
 
     def twin(tensor: Tensor) -> Tensor:
@@ -79,10 +80,10 @@ def _without_contents(model: nn.Module) -> None:
 def update_bytes(config: PreTrainedConfig, dtype: torch.dtype, arguments: TrainerArguments, lengths: tuple[int, int],
                  prepare: Callable[[PreTrainedModel], list[nn.Module]], *, lean: bool) -> int:
     """Return the most bytes that gradients and activations take at once in one process, if every row of a micro-batch has a
-    gradient. `config`, `dtype`: the model's configuration and the type of its weights. `lengths`: the numbers of tokens of a
-    prompt and of a completion. `prepare`: function that freezes the frozen parameters of a model, puts its LoRA on it, and
-    returns the writers that are routed. `lean`: the value of `trainer.lean`; if it is false, TRL's head also computes logits of
-    the prompts, except on a GPU."""
+    gradient. `config`, `dtype`: the model's configuration and the type of its weights. `arguments`: TRL's arguments. `lengths`:
+    the numbers of tokens of a prompt and of a completion. `prepare`: function that freezes those parameters of a model that are
+    not trained, adds the LoRA if there is one, and returns the routed writers. `lean`: the value of `trainer.lean`; if it is
+    false and there is no GPU, TRL's head also computes the logits of the prompts."""
     settings: Any = arguments
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)

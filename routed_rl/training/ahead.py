@@ -30,14 +30,14 @@ STORED = {"prompts": list[Any], "practising": list[bool], "step": int, "completi
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """A request to a server for completions. `answer` is known when the server has answered."""
+    """A request to a server for completions. `answer` has a result once the server has sent the completions."""
 
     prompts: list[Prompt]
     """The prompts as the environments made them."""
     practising: list[bool]
     """For each prompt, whether the deployed model completes it, because its row practises."""
     step: int
-    """The number of the step after which the weights were sent with which the server answers."""
+    """The number of steps that had been made when the request was sent. The server answers with the weights of that time."""
     answer: Future[Answer]
 
 
@@ -56,9 +56,9 @@ class Ahead:
         self._tasks: list[int] = []
 
     def choose(self, inputs: list[dict[str, Any]], tasks: list[int]) -> list[bool] | None:
-        """Return, for each row of the generation that is made now, whether it practises, as was chosen when the completions were
-        requested. None if no completions were requested for these rows. `inputs`: the rows of the dataset. `tasks`: the number of
-        each row's task. If the request was for other prompts it is dropped."""
+        """Return, for each row of the generation that is made now, whether it practises, as was chosen when the completions of
+        these rows were requested. Return None if none were requested. A request for other prompts is dropped. `inputs`: the rows
+        of the dataset. `tasks`: the number of each row's task."""
         self._tasks = tasks
         if self.request is not None and self.request.prompts != [row["prompt"] for row in inputs]:
             self.served.settle()
@@ -97,8 +97,8 @@ class Ahead:
         self.served.pending = self.request.answer
 
     def state(self) -> dict[str, Any] | None:
-        """Wait for the answer and return the request with it, for a checkpoint. None if there is no request, or if the server
-        failed, which `take` will report."""
+        """Wait for the server's answer, and return the request and the answer for a checkpoint. Return None if there is no
+        request or if the server failed; after a failure, the next `take` raises the server's error."""
         self.served.settle()
         if self.request is None or self.request.answer.exception() is not None:
             return None

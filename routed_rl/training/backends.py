@@ -42,8 +42,8 @@ def join(launch: LaunchConfig) -> None:
 
 
 def backend_arguments(config: Config) -> dict[str, Any]:
-    """Return the fields of TRL's arguments that the strategy sets. They are empty in a process that has joined no process group,
-    such as the one that starts the others."""
+    """Return the values of those fields of TRL's arguments that the settings of `launch` decide, by name. Return {} in a process
+    that has joined no process group, such as the one that starts the others."""
     if not dist.is_initialized():
         return {}
     fields: dict[str, Any] = {"ddp_timeout": int(config.launch.timeout_s)}
@@ -60,8 +60,8 @@ def backend_arguments(config: Config) -> dict[str, Any]:
 
 
 def shard(model: Any) -> None:
-    """Shard the model in place by FSDP2: each layer by itself, then the rest. Gradients are averaged over the processes. `model`
-    may be in PEFT's wrapper, which has no parameters of its own."""
+    """Shard the model in place by FSDP2: first each decoder layer by itself, then all other parameters together. Gradients are
+    averaged over the processes. If `model` is wrapped by PEFT, the model inside the wrapper is sharded."""
     from torch.distributed.fsdp import fully_shard
 
     model = plain(model)
@@ -73,8 +73,8 @@ def shard(model: Any) -> None:
 
 
 def check_launch(config: Config) -> None:
-    """ConfigError for settings that cannot be used with the processes that `launch` asks for, as far as the settings alone show
-    it."""
+    """ConfigError for settings that do not work with the processes that `launch` asks for, such as a dtype or a rollout engine
+    that the strategy does not support, too few GPUs on this machine, or a strategy whose library is not installed."""
     strategy, trainer, gpus = config.launch.strategy, config.trainer, torch.cuda.device_count()
     if config.rollout.launch and 0 < gpus <= config.launch.processes:
         raise ConfigError(f"rollout.launch=true needs one GPU more than launch.processes={config.launch.processes}, and "
@@ -100,8 +100,8 @@ def check_launch(config: Config) -> None:
 
 
 def say_what_is_used(model: nn.Module, arguments: Any) -> None:
-    """Tell DDP, through `arguments`, not to search for parameters without gradient, unless the model is a mixture of experts.
-    Only a mixture has such parameters: those of experts that no token chose."""
+    """Set `arguments.ddp_find_unused_parameters` to False if it is not set and the model is no mixture of experts. Only in a
+    mixture can parameters be without gradient in a step: those of experts that no token chose."""
     if arguments.ddp_find_unused_parameters is None and not any(hasattr(module, "experts") for module in model.modules()):
         arguments.ddp_find_unused_parameters = False
 

@@ -1,5 +1,5 @@
-"""Provides the base model during training, for code that runs it on the completions that the trained model wrote. This module
-uses the base model for neither loss nor reward.
+"""Provides the base model during training, for code that runs it on the completions that the trained model wrote. The reference
+model of a KL term is set up in `training/reference.py` instead.
 
 Not covered: strategies that shard weights.
 """
@@ -32,7 +32,8 @@ class BaseModel:
 
     @contextmanager
     def reading(self) -> Iterator[PreTrainedModel]:
-        """Inside this context, the model that it yields is the base model."""
+        """Context manager that yields the base model. The yielded model may be the training model, which computes as the base
+        model only until the context ends."""
         if self.copy is not None:
             yield self.copy
             return
@@ -42,8 +43,8 @@ class BaseModel:
 
 @contextmanager
 def left_out(router: Router | None, edit: Edit | None) -> Iterator[None]:
-    """Inside this context, the model runs without the router's quarantine and without the temporary edit of a baseline; None
-    where there is no such part."""
+    """Inside this context, the model runs without the quarantine of `router` and without `edit`, the temporary change that a
+    baseline makes to the model. Either argument may be None."""
     was_on = edit is not None and edit.is_on
     with router.quarantine.ablated() if router is not None else nullcontext():
         if edit is not None and was_on:

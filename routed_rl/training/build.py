@@ -33,10 +33,10 @@ AFRESH = 7919
 
 def build_trainer(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environments: list[LoadedEnvironment],
                   router: Router | None, *, fresh_from: int = 0, **given: Any) -> RoutedTrainer:
-    """Build the trainer of a run. `environments`: those that are trained on, in the router's order. `router`: None in mode
-    `none`. `fresh_from`: the step after which a rollback has changed the mixture, which then starts afresh with tasks of another
-    seed; 0 for none. `given`: further arguments of the trainer, see `RoutedTrainerMixin`. ConfigError if environments with
-    episodes cannot be combined with the settings."""
+    """Build the trainer of a run. `environments`: those that are trained on, in the router's order. `router`: None if
+    `routing.mode` is none. `fresh_from`: 0, or the number of the step after which a rollback has changed the mixture of
+    environments; the mixture then starts afresh, with tasks of another seed. `given`: further arguments of the trainer, see
+    `RoutedTrainerMixin`. ConfigError if environments with episodes cannot be combined with the settings."""
     config, run, arguments = plan.config, plan.run, plan.arguments
     if playing := [loaded.name for loaded in environments if has_episodes(loaded.environment)]:
         if not plan.algorithm.episodes:
@@ -70,8 +70,8 @@ def build_trainer(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedToken
 
 
 def _probe_detector(plan: Plan, base: BaseModel, tokenizer: PreTrainedTokenizerBase) -> ProbeDetector:
-    """Load the linear probe that was learned before the run's first step, as a detector for which the base model reads
-    completions."""
+    """Load the linear probe that was learned before the run's first step, and return it as a detector. The detector gets the
+    activations of the base model on the completions."""
     def read(said: Sequence[Said], layers: Sequence[int]) -> Tensor:
         with base.reading() as model:
             return pooled(model, tokenizer, said, plan.config.evaluation.batch_size, layers=layers)

@@ -1,5 +1,5 @@
-"""The points of a step at which a routed trainer acts. They are callbacks of transformers, which come at the same points with
-every backend."""
+"""A callback by which a routed trainer acts at fixed points of each step. transformers calls it at the same points with every
+backend."""
 
 from typing import Any
 
@@ -10,7 +10,8 @@ from routed_rl.stopping import STOP
 
 
 class RoutingCallback(TrainerCallback):
-    """Calls the methods of a `RoutedTrainerMixin`, the `trainer`."""
+    """Calls methods of `trainer`, a `RoutedTrainerMixin`, at the start of a step, before and after the optimizer's step, and at
+    the end of the step."""
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer

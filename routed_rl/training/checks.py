@@ -31,7 +31,7 @@ RULES: dict[str, Callable[[Any], bool]] = {
 words."""
 LARGEST = 2**31
 LEAN = "lean"
-"""The name of the setting of `trainer:` by which an update leaves out everything that does not change the gradient."""
+"""The name of the setting `trainer.lean`. If it is true, an update does not compute anything that cannot change the gradient."""
 OWN = {"algorithm", LEAN}
 """The settings of `trainer:` that are not fields of TRL's arguments."""
 
@@ -50,9 +50,9 @@ def algorithm(trainer: dict[str, Any]) -> Algorithm:
 
 
 def settings(trainer: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of `trainer:` that are fields of the algorithm's arguments, which are all but those in `OWN`, with
-    references resolved. A secret stays a reference: checkpoints hold the arguments, and the only use of a secret, uploading to
-    the hub, is refused."""
+    """Return the settings of `trainer:` that are fields of the algorithm's arguments: all except those in `OWN`. A reference to
+    an environment variable is replaced by the variable's value. The reference of a secret, such as `hub_token`, is kept as it
+    stands, because checkpoints store the arguments."""
     return {key: value if SECRET.fullmatch(key) else resolved(value, f"trainer.{key}")
             for key, value in trainer.items() if key not in OWN}
 
@@ -157,12 +157,13 @@ def _unknown(key: str, known: list[str], trainer: dict[str, Any]) -> str:
 
 
 def _number(value: Any) -> bool:
-    """Whether a value is a finite number, and no larger than a library's integer can hold."""
+    """Whether a value is a number whose absolute value is below `LARGEST`. A bool, nan or infinity is not."""
     return not isinstance(value, bool) and isinstance(value, (int, float)) and -LARGEST < value < LARGEST
 
 
 def _check_type(key: str, value: Any, hint: Any) -> None:
-    """Refuse a value of the wrong type if the field takes plain values, words or a mapping. Other fields are checked by TRL."""
+    """ConfigError if `value` does not fit `hint`, the type hint of the field `key`. Only fields that take plain values, words or
+    a mapping are checked here; TRL checks all others."""
     kinds = set(typing.get_args(hint)) if typing.get_origin(hint) in (typing.Union, types.UnionType) else {hint}
     kinds = {type(typing.get_args(kind)[0]) if typing.get_origin(kind) is typing.Literal else kind for kind in kinds}
     outer = {typing.get_origin(kind) or kind for kind in kinds}

@@ -17,14 +17,14 @@ from routed_rl.routing import StepRows
 from routed_rl.tracking import encouraged
 
 COLUMNS = ("push", "shift")
-"""Columns with the effects of a completion's own gradient, summed over the steps that learned from the completion; nan if the
-effects of this completion are not kept."""
+"""Columns with the push and the shift that a completion's own gradient caused, summed over the steps that learned from the
+completion. Both are nan for a completion that `Generation.kept` does not keep."""
 
 
 @dataclass
 class Generation:
-    """Completions that were scored together, and from which a later step may still learn. `file`: the name of their file.
-    `environments`: the name of each completion's environment. R counts the completions."""
+    """Completions that were scored together, and from which a later step may still learn. `file`: the name of the file that
+    holds them. `environments`: the name of each completion's environment. R is the number of completions."""
 
     file: str
     first: int
@@ -36,7 +36,8 @@ class Generation:
     """For each completion, whether it was paid more than its group's mean; None in checkpoints that do not record it."""
 
     def learn(self, rows: StepRows) -> bool:
-        """Add the effects of those rows of a step that are completions of this generation. Returns whether there were any."""
+        """Add to `values_R2` the push and the shift of those `rows` of a step that are completions of this generation. Return
+        whether there were such rows."""
         places = rows.completions_R - self.first
         ours = (places >= 0) & (places < len(self.values_R2))
         added = torch.stack([rows.push_R, rows.shift_R], 1)[ours]
@@ -48,8 +49,8 @@ class Generation:
         """Return `values_R2` with nan for all completions that are not kept.
 
         Kept are, for each environment, the `count` completions that are highest and the `count` that are lowest in either column,
-        and the `count` that have the highest shift among those that were encouraged. The encouraged ones show what is paid for.
-        Those with the highest shift of all were often discouraged: learning shifts the stream away from what they did.
+        and the `count` that have the highest shift among those that were encouraged. The encouraged completions are chosen
+        separately, because the completions with the highest shift of all were often discouraged.
         """
         values, environments = self.values_R2.numpy(), np.array(self.environments)
         keep = np.zeros(len(values), dtype=bool)
@@ -63,8 +64,8 @@ class Generation:
 
 class CompletionFiles:
     """Writes `completions/step-<step>-<number>.parquet` for each generation; each process but the first has files of its own. If
-    `folder` is None, completions are numbered but not stored. `keep`: the `count` of `Generation.kept`, which decides of how many
-    completions push and shift are stored; 0 for none."""
+    `folder` is None, completions are numbered but not stored. `keep`: the argument `count` of `Generation.kept`, for
+    choosing the completions whose push and shift are stored; if it is 0, no push or shift is stored."""
 
     def __init__(self, folder: Path | None, keep: int = 0) -> None:
         self.folder, self.keep = folder, keep

@@ -1,5 +1,5 @@
 """Lets a trainer roll out episodes, which have several turns, through TRL's `rollout_func`. The `env_mask` that this function
-returns marks a row's own tokens."""
+returns is 1 at the tokens that the model generated, and 0 at those of the environment and the chat template."""
 
 from collections.abc import Callable
 from typing import Any, cast

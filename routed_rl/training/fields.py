@@ -99,8 +99,8 @@ FREE = """lr_scheduler_type lr_scheduler_kwargs optim optim_args optim_target_mo
     use_adaptive_entropy entropy_coef use_bias_correction_kl vllm_importance_sampling_correction vllm_structured_outputs_regex
     normalize_advantages whiten_advantages value_detach
     hub_token"""
-"""Fields whose values are checked by their type, by TRL, or by a trial on the model. `hub_token` stays a reference, because
-nothing is uploaded to the hub."""
+"""Fields whose values are checked by their type, by TRL, or by a trial on the model. A reference to an environment variable in
+`hub_token` is not resolved, because nothing is uploaded to the hub."""
 
 FIXED = """optim optim_args optim_target_modules adam_beta1 adam_beta2 adam_epsilon num_generations num_iterations
     generation_batch_size steps_per_generation"""

@@ -1,6 +1,6 @@
 """Keeps numbers that are not finite out of checkpoints: every step is checked, and every checkpoint is checked before it is
 sealed. If there are several processes, all of them find the same problem and end with the same error. Not covered: a rollout
-engine that samples from weights that are not finite; the loss then shows it."""
+engine that samples from weights that are not finite; in that case the check of the loss finds the problem."""
 
 import math
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ class FiniteCheck:
         """The last row of the last micro-batch whose loss was recorded, as arguments of the model's forward pass."""
 
     def begin(self) -> None:
-        """Forget the losses of a step that an exception has ended."""
+        """Forget the recorded losses and the norm before a new step, because an exception may have ended the step before it."""
         self._losses, self.norm = [], 0.0
 
     def loss(self, loss: Tensor, inputs: dict[str, Tensor]) -> Tensor:
@@ -72,7 +72,8 @@ class FiniteCheck:
                                                   if not math.isfinite(row.get(f"ledger/{name}/part_norm", 0.0))])
 
     def checkpoint(self, step: int, folder: Path, model: Any) -> None:
-        """Check all tensors of the checkpoint in `folder`, and the policy's logits, before it is sealed."""
+        """Check all tensors of the checkpoint in `folder`, and the policy's logits. Call this before the checkpoint is sealed,
+        that is marked as complete."""
         found = RANKS.first(first_nonfinite(folder) if RANKS.rank == 0 else None)
         if found is None and not all(RANKS.gather(self._has_finite_logits(model))):
             found = "a logit of the policy"

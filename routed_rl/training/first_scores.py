@@ -16,8 +16,8 @@ from routed_rl.training.spans import check_targets
 
 def check_first_scores(config: Config, environments: Sequence[LoadedEnvironment]) -> None:
     """Have each environment score one completion of its first task: the task's gold completion, or an empty text. TaskError if
-    the result is no `Score` or has a wrong name, and ConfigError if scores lack what the arm needs. An exception that scoring
-    raises is ignored here, because training counts it as a failure."""
+    the result is no `Score` or has a flag or metric with a wrong name. ConfigError if the scores lack a flag, a metric or a
+    span that the arm needs. An exception that scoring raises is ignored here, because training counts it as a failure."""
     scores: list[Score | None] = []
     for loaded in environments:
         if not has_episodes(loaded.environment):

@@ -18,7 +18,8 @@ def in_group(paid_B: Tensor, size: int, unit: Tensor | None = None) -> Tensor:
 
 
 def neutral(values_B: Tensor, failed_B: Tensor, size: int) -> Tensor:
-    """Return the values (B,) in which each row of `failed_B` (B,) bool, which teaches nothing, has the mean of the other rows of
-    its group of `size` rows, so that it changes no mean; 0 in a group in which every row failed."""
+    """Return `values_B` (B,), in which the value of each failed row is replaced by the mean over those rows of its group that did
+    not fail, so that a failed row does not change the group's mean. In a group in which every row failed, all values are 0.
+    `failed_B`: (B,) bool. `size`: rows per group."""
     means = values_B.masked_fill(failed_B, float("nan")).view(-1, size).nanmean(1).nan_to_num().repeat_interleave(size)
     return where(failed_B, means, values_B)

@@ -1,6 +1,6 @@
 """Compares the policy with the base model, for the monitor: how honest the policy's completions are by the base model's
-activations, and whether the policy's own activations hide what its text shows. The figures are those of the Obfuscation Atlas
-(arXiv:2602.15515), along the persona axis. No reward, loss or random number depends on the comparison.
+activations, and whether the policy's own activations hide what its text shows. The metrics are those of the Obfuscation Atlas
+(arXiv:2602.15515), computed along the persona axis. No reward, loss or random number depends on the comparison.
 
 Not covered: episodes, and strategies that shard weights.
 """
@@ -28,7 +28,7 @@ from routed_rl.training.baselines import is_marked
 
 @dataclass(frozen=True)
 class Row:
-    """One completion that was compared."""
+    """One completion that the base model and the policy have both read."""
 
     environment: str
     deceptive: bool
