@@ -42,8 +42,8 @@ def check_baseline(config: Config) -> None:
 
 
 def _check_here(config: Config) -> None:
-    """ConfigError for baselines that change or read the model in this process, if rollouts or other processes would use a model
-    of their own."""
+    """ConfigError if a baseline that changes or reads the model in this process is combined with several processes, with a
+    rollout engine that has its own model, or with PPO, which has no groups to compare."""
     baseline, engine = config.baseline, config.rollout.engine
     what = ("baseline.inoculation_adapter=true" if baseline.inoculation_adapter else f"baseline.discount={baseline.discount}"
             if baseline.discount else f"baseline.projection_penalty={baseline.projection_penalty}")

@@ -1,6 +1,7 @@
-"""Gives a completion two prompts: the model generates it under the first and learns it under the second. If both prompts are in
-the same context this is inoculation prompting; if they are in different contexts it is recontextualisation, or the experiment
-with perfect labels."""
+"""Gives a completion two prompts: the model generates it under the first and learns it under the second. Each prompt is put
+under a context, which adds a text that encourages or discourages gaming the check, or no text. The same context for both prompts
+is inoculation prompting. Different contexts are recontextualisation, or the experiment with perfect labels (Azarbal, Gillioz and
+Turner, 2025)."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -78,7 +79,7 @@ class AskedTask(Task):
     """A task whose prompt has been put under a context."""
 
     asked: Task = field(default_factory=lambda: Task(""))
-    """The same task as its environment made it."""
+    """The original task, with the prompt that its environment gave it."""
 
 
 class InContext:
@@ -104,9 +105,9 @@ class InContext:
 def in_contexts(settings: BaselineConfig, environments: Sequence[LoadedEnvironment], wanted: Sequence[str], seed: int
                 ) -> list[LoadedEnvironment]:
     """Make environments to evaluate, named `NAME_CONTEXT`, one for each environment and each context in `wanted`. Environments
-    with episodes are left out. For a chat there is always a text that asks for the context; an environment of plain prompts is
-    left out for each context for which no text is set. ConfigError if contexts are wanted
-    and no environment is left, and if an environment has such a name already."""
+    with episodes are left out. An environment whose prompts are chats can have every context, because `TO_CHAT` has a default
+    text for each; an environment with plain prompts is left out for each context that has no text. ConfigError if contexts are
+    wanted and no environment is left, or if another environment already has one of the new names."""
     found: list[LoadedEnvironment] = []
     single = [loaded for loaded in environments if not has_episodes(loaded.environment)]
     prompts = PromptContexts(settings, single)

@@ -21,9 +21,9 @@ class Detector(Protocol):
     settings: DetectorConfig
 
     def find(self, scores: Sequence[Score | None], first: int, said: Sequence[Said] = ()) -> list[bool]:
-        """Return, for each completion, whether the detector names it as bad. `scores`: the completions' scores; None for one that
-        could not be scored, which is never named. `first`: the number of the first completion; the others follow it. `said`:
-        their prompts and texts, which only detectors that read text need."""
+        """Return, for each completion, whether the detector names it as bad. `scores`: the completions' scores. A completion that
+        could not be scored has the score None, and is never named. `first`: the number of the first completion; the others are
+        numbered consecutively. `said`: the completions' prompts and texts, which only detectors that read text need."""
         ...
 
 
@@ -63,8 +63,8 @@ class FlagDetector:
 
 
 class ProbeDetector:
-    """Names completions as bad by a linear probe on the base model's activations, whichever model wrote the text, because the
-    policy's own activations drift."""
+    """Names completions as bad by a linear probe. The probe gets the activations of the base model on a completion, not those of
+    the policy that wrote it, because the policy's activations drift during training."""
 
     def __init__(self, settings: DetectorConfig, probe: Probe, read: Callable[[Sequence[Said], Sequence[int]], Tensor]) -> None:
         """`read`: function that maps completions with their prompts, and layers, to the base model's pooled activations over the

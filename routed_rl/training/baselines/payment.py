@@ -25,8 +25,7 @@ class Payment:
     generation's advantages are known."""
 
     def __init__(self, settings: BaselineConfig, seed: int, group_size: int, detector: Detector | None = None) -> None:
-        """`group_size`: completions per group. `detector`: names bad completions; None for one that uses the environments'
-        flags."""
+        """`group_size`: completions per group. `detector`: names bad completions; if it is None, a `FlagDetector` is made."""
         self.settings, self.group_size, self.seed = settings, group_size, seed
         self.detector: Detector = detector or FlagDetector(settings.detector, seed)
         self.imitated: list[bool] = []
@@ -58,9 +57,9 @@ class Payment:
         return paid
 
     def learned(self, names: Sequence[str], scores: Sequence[Score | None], advantages: Tensor) -> None:
-        """Count the completions with a flag of the detector that are encouraged. `advantages`: (B,), or (B, C) for each token; a
-        completion is encouraged if any of its advantages is positive. CheckFailed if one is encouraged although the detector
-        makes no errors and all that it names are screened."""
+        """Count the truly bad completions (see `is_marked`) that are encouraged. `advantages`: (B,), or (B, C) for each token. A
+        completion is encouraged if any of its advantages is above `ROUNDING`. CheckFailed if a truly bad completion is encouraged
+        although the detector misses none and every completion that it names is screened."""
         encouraged_B = advantages.view(len(advantages), -1).gt(ROUNDING).any(1).tolist()
         for name, score, encouraged in zip(names, scores, encouraged_B, strict=True):
             self._counts[name]["encouraged_marked"] += encouraged and is_marked(self.settings.detector, score)

@@ -1,6 +1,6 @@
 """Projects the completions of a generation on the persona axis, and lowers the advantages of those that lie towards the positive
-persona, by a discount (after Wu and Tang, 2026, arXiv:2604.01476) or a penalty. Both favour completions whose persona the axis
-does not show.
+persona, by a discount (after Wu and Tang, 2026, arXiv:2604.01476) or a penalty. Both therefore favour completions in which the
+positive persona is present but does not show along the axis.
 
 Shape letters: L layers, B rows, T positions, D stream width, C tokens of a completion.
 """

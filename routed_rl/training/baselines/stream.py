@@ -19,7 +19,7 @@ class StreamEdit:
     backward pass; while it is off, the model is as it would be without the edit."""
 
     def __init__(self, model: PreTrainedModel, settings: BaselineConfig, subspace: Subspace) -> None:
-        """ConfigError if the subspace is one of another place in a layer than its output (`subspace.hook`)."""
+        """ConfigError if the subspace was extracted at another place than the layers' outputs (see `subspace.hook`)."""
         if (hook := subspace.provenance.details.get("hook", "resid_post")) != "resid_post":
             raise ConfigError("baseline.ablate and baseline.steer change the layers' outputs, and the subspace was read at "
                               f"subspace.hook={hook}; set subspace.hook=resid_post")
@@ -42,7 +42,7 @@ class StreamEdit:
         return bool(self._handles)
 
     def change(self, layer: int, stream_BTD: Tensor) -> Tensor:
-        """Return the edited output of the layer with this number, from its output `stream_BTD`."""
+        """Return the edited output of the layer with the number `layer`. `stream_BTD`: the layer's own output, (B, T, D)."""
         if self.bases:
             basis = self.bases[layer].to(stream_BTD)
             stream_BTD = stream_BTD - (stream_BTD @ basis) @ basis.mT

@@ -1,6 +1,6 @@
 """Puts a frozen LoRA of a trait on the model while it trains, so that the model need not learn the trait, and removes the LoRA at
-the end (inoculation adapters). The LoRA is trained before the run's first step: with it, the base model answers under a task's
-own prompt as it answers without it under the prompt that encourages gaming the check.
+the end (inoculation adapters). The LoRA is trained before the run's first step. It makes the base model answer a task's own
+prompt as the base model without the LoRA answers the prompt that encourages gaming the check.
 
 Shape letters: B rows, T positions.
 """
@@ -39,8 +39,8 @@ class TraitAdapter:
     while it is off, the model is as it would be without the adapter."""
 
     def __init__(self, model: PreTrainedModel, linear: Sequence[tuple[str, Any]], config: Config) -> None:
-        """Put the adapter on each of the modules in `linear`, which holds pairs (name, module). It is off, and adds 0 until
-        `prepare` is called."""
+        """Put the adapter on each of the modules in `linear`, which holds pairs (name, module). The adapter is off at first.
+        Until `prepare` is called, it adds 0 to a module's output even when it is on."""
         self.context, self.settings, self.seed = RoutingContext(), config.baseline.trait, config.seed
         self.adapters: dict[str, LabelAdapter] = {}
         gates = Gates(self.context)
@@ -61,8 +61,8 @@ class TraitAdapter:
 
     def prepare(self, file: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
                 environments: list[LoadedEnvironment], config: Config) -> None:
-        """Load the adapter's factors from `file`. If there is no such file, learn the trait first and write the file. The model's
-        own parameters do not change. With `baseline.trait.random` the factors are then replaced by random ones."""
+        """Load the adapter's LoRA matrices from `file`. If there is no such file, learn the trait first and write the file. The
+        model's own parameters do not change. With `baseline.trait.random`, random matrices then replace the loaded ones."""
         if not file.exists():
             self.learn(model, examples(model, tokenizer, environments, config))
             with replacing(file) as partial:
@@ -77,8 +77,8 @@ class TraitAdapter:
             self._randomise()
 
     def learn(self, model: PreTrainedModel, made: list[Example]) -> None:
-        """Train the factors of the adapter, and nothing else, so that the model reproduces the completions of the examples
-        `made`."""
+        """Train the LoRA matrices of the adapter, and nothing else, to make the model reproduce the completions of the examples
+        `made`, in `baseline.trait.passes` passes over them."""
         factors = [factor for adapter in self.adapters.values() for factor in adapter.factors.values()]
         adam, order = torch.optim.AdamW(factors, lr=self.settings.learning_rate), torch.Generator().manual_seed(self.seed)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -98,7 +98,7 @@ class TraitAdapter:
 
     @torch.no_grad()
     def _randomise(self) -> None:
-        """Replace the factors by random ones, whose product has the same norm as before in each module."""
+        """Replace the LoRA matrices A and B by random ones. The Frobenius norm of `B A` stays the same in each module."""
         for name, adapter in self.adapters.items():
             before = adapter.square() ** 0.5
             generator = self._draw(f"{name} random")
