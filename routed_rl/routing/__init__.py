@@ -1,5 +1,5 @@
-"""Splits the changes of writers at a basis. The package holds the targets, the quarantine with its optimizer, the routing modes
-and the ledger."""
+"""Splits each change of a writer's weight into the part inside a subspace and the part outside. The package holds the targets,
+the quarantine with its optimizer, the routing modes and the ledger."""
 
 from routed_rl.routing.adapted import shape_of
 from routed_rl.routing.axes import Axes

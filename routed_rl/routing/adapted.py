@@ -22,8 +22,8 @@ NAME = "default"
 
 
 class FrozenWeight:
-    """The weight of a writer of which nothing is trained. The methods have the names of `WriterWeight`'s, but describe the change
-    of the weight since training began, which is 0 here, and not the weight itself."""
+    """The weight of a writer of which nothing is trained. The class has the methods of `WriterWeight`, but here they describe the
+    change of the weight since training began, which is 0 in this class, and not the weight itself."""
 
     bias = piece = None
     """`bias` is None because a frozen bias is not routed. `piece` is None because every process holds the whole weight."""
@@ -54,7 +54,8 @@ class FrozenWeight:
         return torch.zeros_like(reference_KN)
 
     def take_out(self, inside_KN: Tensor) -> None:
-        """Remove from the trained numbers everything that they hold inside the subspace, which `inside_KN` must be equal to."""
+        """Remove from the trained numbers everything that they hold inside the subspace. `inside_KN` is the result of
+        `inside`."""
 
     def square(self) -> Tensor:
         """Squared norm ‖ΔW‖² of the retained change, ()."""
@@ -63,7 +64,7 @@ class FrozenWeight:
     moved = square
 
     def start(self) -> None:
-        """Returns None: no value must be kept, because `moved_from` always measures from the frozen weight."""
+        """Returns None. Nothing has to be remembered, because `moved_from` always measures from the frozen weight."""
 
     def moved_from(self, start: Any) -> Tensor:
         return self.moved()

@@ -41,8 +41,8 @@ class Along:
     coefficients_KN: Tensor
     """The target's coefficients C before the step."""
     axis_K: Tensor
-    """The named axis in the coordinates of the target's basis, as a weighted sum over the writer's own place and all later ones,
-    which its output reaches."""
+    """The named axis in the coordinates of the target's basis, as a weighted sum over the layers that the writer's output
+    reaches, which are `Target.place` and all later ones."""
     mean_N: Tensor
     """The running mean μ of the target's inputs before the step."""
 

@@ -1,5 +1,5 @@
-"""The record that all taps of a model read. It says of each row which environment it is from, which tokens are sampled, and which
-cotangent is passed on.
+"""The record that all taps of a model read. It says from which environment each row comes, which tokens are sampled, and whether
+taps pass on a contained or an open cotangent.
 
 Shape letters: B rows, T tokens, S sampled tokens.
 """
@@ -69,7 +69,7 @@ class Record:
 class RoutingContext:
     """Holds, for all taps of one model, the record that the coming forward passes read.
 
-    The record must stay unchanged from a loss to the next, because gradient checkpointing repeats the forward pass in the
+    The record must stay unchanged from one loss to the next, because gradient checkpointing repeats the forward pass in the
     backward pass.
     """
 
@@ -100,8 +100,8 @@ class RoutingContext:
     def set_batch(self, environment_ids_B: Tensor, mask_BT: Tensor, sample_tokens: int,
                   completions_B: Tensor | None = None, practising_B: Tensor | None = None) -> None:
         """Describe the rows of the next loss. `mask_BT` is 1 at real tokens and 0 at padding; the other tensors are those of
-        `Record`. At most `sample_tokens` real tokens are sampled, from rows that do not practise; the quarantine's step is
-        measured on them."""
+        `Record`. At most `sample_tokens` real tokens are sampled, from rows that do not practise. The shift by the quarantine's
+        step is measured at these tokens."""
         if practising_B is not None:
             practising_B = practising_B if practising_B.any() else None
         mask_BT = mask_BT if practising_B is None else mask_BT * ~practising_B[:, None]

@@ -2,8 +2,8 @@
 expert parallelism.
 
 The outputs of a layer's experts are summed, so the cotangent of the sum is split once, for all experts and for the gate that
-weights them. A component inside the subspace that an expert may not write can then not be written by the gate's choice of experts
-either. The input of an expert's target is the expert's hidden state times the gate's weight, at the tokens that chose this
+weights them. If the cotangent is contained, neither the experts nor the gate's choice of experts learn to write into the
+subspace. The input of an expert's target is the expert's hidden state times the gate's weight, at the tokens that chose this
 expert. Shape letters: T tokens of all rows, D stream width, N an expert's inner width, K rank.
 """
 

@@ -1,7 +1,7 @@
-"""Computes the numbers by which the ledger says how one step changed the quarantine, and how much of the change each environment
-caused.
+"""Computes the ledger's row of a step: numbers that say how the step changed the quarantine, and how much of the change each
+environment caused.
 
-The numbers have the names of `tracking.METRICS`, which explains them. The shift by an environment's part does not include what
+`tracking.METRICS` lists the names of these numbers and explains them. The shift by an environment's part does not include what
 later layers do in reaction to it. The split by environment is exact bookkeeping, not a counterfactual. Shape letters: E
 environments, K rank, N inputs, L layers, J axes, D stream width.
 """
@@ -23,7 +23,7 @@ class LedgerBook:
         self.environments, self.axes = environments, axes
         self._sums: dict[str, Tensor] = {}
         self._held: dict[str, Tensor] = {}
-        """For weights in pieces, sums over the entries that this process holds."""
+        """Sums for weights in pieces, over the entries that this process holds. `close` adds them up over the processes."""
         self._effects: dict[int, Tensor] = {}
         self._layers: dict[int, Tensor] = {}
         self._energies: Tensor | None = None

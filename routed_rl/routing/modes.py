@@ -1,5 +1,5 @@
-"""The table of routing modes. A mode says which cotangent is passed on, and what is done to each target after the model's
-optimizer has stepped.
+"""The table of routing modes. A mode says whether taps pass on a contained or an open cotangent, and what is done to each target
+after the model's optimizer has stepped.
 
 A new mode is one function and one entry of `MODES`.
 """
@@ -15,7 +15,7 @@ from routed_rl.routing.target import Target
 AfterStep = Callable[[Target, Tensor, float | Tensor], None]
 """Function that changes a target in place at the end of a step. Its arguments are the target, the changes ΔC_e of the
 environments' parts (E, K, N), and the factor by which weight decay shrinks the weights in this step (learning rate times decay).
-This factor is (N,) if columns differ: trainers do not decay a bias, which is the last column."""
+The factor is (N,) if it differs between the columns of C: the last column, if it stands for a bias, is not decayed."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Mode:
     """One entry of the table of routing modes."""
 
     contained: bool
-    """Whether the cotangent that is passed on is contained, unless `routing.cotangent` says otherwise."""
+    """Whether taps pass on a contained cotangent, not an open one, unless `routing.cotangent` says otherwise."""
     after_step: AfterStep
     whole: bool = False
     """For writers with a LoRA: whether the policy runs the module unchanged, so that the LoRA, and not C, holds what is learned

@@ -2,10 +2,10 @@
 step.
 
 The part of environment e changes by `ΔC_e = -rate_e · m̂_e / (sqrt(v̂) + eps)`, and the whole step is then shrunk if it shifts
-the stream by more than a limit. m_e is the running mean of the environment's ledger, v that of `Σ_e mean(ledger_e²)`, and the
-hats mark bias correction as in Adam. The step is linear in m_e, so the parts of environments stay separable. A part is no
-counterfactual: all environments share v, the limit and the clip factor. A rate before the limit is called raw. Shape letters: E
-environments, K rank, N inputs, S sampled tokens.
+the stream by more than a limit. m_e is the running mean of the environment's ledger, v is the running mean of `Σ_e
+mean(ledger_e²)`, and the hats mark bias correction as in Adam. The step is linear in m_e, so the parts of environments stay
+separable. A part is no counterfactual: all environments share v, the limit and the clip factor. A rate before the limit is called
+raw. Shape letters: E environments, K rank, N inputs, S sampled tokens.
 """
 
 from collections.abc import Callable

@@ -29,13 +29,15 @@ SLOW = 20.0
 square of all the target's gradients, and the step of an entry of a weight by the size of its own gradient. At equal rates the
 change inside the subspace would therefore be learned later than the change outside."""
 BEGIN, FULL = 1.0, 3.0
-"""The summed evidence above which a part is faster than slow, and the one at which it has the full rate."""
+"""`BEGIN` is the summed evidence above which a part moves faster than at the slow rate. `FULL` is the summed evidence from which
+on it has the full rate."""
 MOST = 3.0
 """The summed evidence never exceeds this, so that a part is slow again a few steps after the completions of its environment have
 ceased to pull."""
 RESTORING = 2.0
 """How far, in gaps, the whole quarantine must have shifted the stream towards the positive persona, so that the part of an
-environment whose completions pull away from this persona may have the full rate. Up to there the pace grows in proportion."""
+environment whose completions pull away from this persona may have the full rate. Below this shift, the pace is reduced in
+proportion to the shift."""
 
 
 class Pace:
@@ -65,7 +67,8 @@ class Pace:
     def rates(self, own: float) -> Tensor:
         """The learning rate of each environment's part, (E,) float64, before the optimizer limits the shift by the step. The full
         rate is `config.learning_rate`, and the slow rate is `SLOW * own`, at most the full rate. `own`: the learning rate of the
-        weights in this step, times the mean movement of an entry if every trained number moves by 1."""
+        weights in this step, times the mean movement of an entry of a writer's weight in a step in which every trained number
+        moves by 1."""
         full = self.config.learning_rate
         slow = min(SLOW * own, full)
         return slow * (full / slow) ** self.boost_E if slow > 0 else full * self.boost_E

@@ -39,8 +39,8 @@ class BasisPair:
         return self.basis.shape[1]
 
     def written(self, directions_DM: Tensor) -> Tensor:
-        """Return the outputs (D, M) that a writer must produce so that the stream moves along the columns of `directions_DM`. The
-        factor of a norm that depends on the token is left out."""
+        """Return the outputs (D, M) that a writer must produce so that the stream moves along the columns of `directions_DM`. If
+        the gain is that of a norm, the norm's division by the size of each token's vector is left out."""
         return directions_DM if self.gain_D is None else directions_DM / self.gain_D.unsqueeze(1)
 
     def outside(self, directions_DM: Tensor) -> Tensor:

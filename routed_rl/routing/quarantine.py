@@ -21,9 +21,10 @@ class Quarantine:
     def __init__(self, targets: list[Target], environments: list[str], context: RoutingContext) -> None:
         self.targets, self.environments, self.context = targets, environments, context
         self.held = 0
-        """The number of blocks of `ablated`, `scaled` and `kept` that are open."""
+        """The number of `with` blocks of `ablated`, `scaled` and `kept` that have been entered and not yet left."""
         self.replaced = 0
-        """The number of blocks of `scaled` and `kept` that are open: there the coefficients are not those that were learned."""
+        """The number of `with` blocks of `scaled` and `kept` that have been entered and not yet left. While it is above 0, the
+        targets' coefficients are not those that were learned."""
         for target in targets:
             if target.expert is None:
                 route_module(target.module, target)
@@ -73,8 +74,8 @@ class Quarantine:
     def kept(self, shares: Mapping[str, float]) -> Iterator[None]:
         """Inside the block, the quarantine holds only a share of each environment's part, given by the environment's name in
         `shares`; a name that is missing has the share 0. If all shares are 1 the model is the policy (in mode `route`), and if
-        all are 0 it is the deployed model, to the bit. Afterwards the policy is restored exactly. ConfigError for another name,
-        and for a share that is no number."""
+        all are 0 it is the deployed model, to the bit. Afterwards the policy is restored exactly. ConfigError for a name that is
+        no environment's, and for a share that is no number."""
         for name, share in shares.items():
             if name not in self.environments or not isinstance(share, int | float):
                 raise ConfigError(f"kept: {name}={share!r} is no share of an environment's part; give a number for some of "
@@ -102,8 +103,8 @@ class Quarantine:
                 target.coefficients.copy_(inside)
 
     def deployed_factors(self) -> dict[str, Tensor]:
-        """Return the factor B (D, rank) that a writer's LoRA has in the deployed model, by the writer's name. Only writers are
-        named whose LoRA has another B in the policy, because there the LoRA also holds the change inside the subspace."""
+        """Return a mapping from a writer's name to the factor B (D, rank) that the writer's LoRA has in the deployed model. It
+        has only the writers whose LoRA has another B in the policy, namely one that also holds the change inside the subspace."""
         return {target.name: target.pair.outside(weight.factors[0]) for target in self.targets if (weight := _keeping(target))}
 
     def norm(self) -> float:
@@ -112,15 +113,15 @@ class Quarantine:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return copies of all tensors that a checkpoint stores of the quarantine, under `<target>.<name>`: each target's basis,
-        reference R, coefficients, parts and mean input, also A and B behind a gain, and the factor B of LoRAs that
-        `deployed_factors` names."""
+        reference R, coefficients, parts and mean input, also the target's matrices A and B if a gain stands between writer and
+        stream, and the policy's factor B of each LoRA that `deployed_factors` names."""
         # Cloned, because targets of one layer share a basis, which safetensors refuses.
         return {f"{target.name}.{key}": value.clone(memory_format=torch.contiguous_format) for target in self.targets
                 for key, value in _tensors(target).items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore what `state_dict` returned. SubspaceError, which names the tensor, if one is missing or has another shape here,
-        as with another model, subspace or number of environments."""
+        """Restore what `state_dict` returned. SubspaceError, which names the tensor, if a tensor of this quarantine is missing in
+        `state` or has another shape there, because the model, the subspace or the number of environments differs."""
         ours = {f"{target.name}.{key}": value for target in self.targets for key, value in _tensors(target).items()}
         for name, value in ours.items():
             found = tuple(state[name].shape) if name in state else None
@@ -144,7 +145,8 @@ def kept_of(parts_EKN: Tensor, shares: Sequence[float]) -> Tensor:
 
 
 def _keeping(target: Target) -> AdapterWeight | None:
-    """Return the target's weight if it is a LoRA that holds the whole change, also the part inside the subspace; else None."""
+    """Return the target's weight if its LoRA now keeps the whole change, including the part inside the subspace (see
+    `Mode.whole`); otherwise None."""
     return target.weight if isinstance(target.weight, AdapterWeight) and target.context.now.whole else None
 
 

@@ -19,13 +19,13 @@ from routed_rl.routing.quarantine import Quarantine
 from routed_rl.routing.rows import RowBook, StepRows
 
 CONTROL_KINDS = ("isotropic", "matched")
-"""The kinds of random bases, which take turns: Haar-distributed, or with the stream's covariance."""
+"""The kinds of random bases with which the subspace is compared in turn: Haar-distributed, or with the stream's covariance."""
 AWAY = 0.05
-"""How far, in gaps, an environment's part may have moved the stream away from the positive persona without counting as away. Once
-the part of another environment has been fast, the margin is 0."""
+"""An environment's pull towards the positive persona is no evidence while its own part has shifted the stream away from this
+persona by more than `AWAY`, in gaps. Once the part of another environment has been fast, any shift away is enough."""
 OF_NO_WRITER = 0.1
-"""The result of `_entries` if no writer is trained, only LoRAs of readers, because the learning rate of a LoRA is usually ten
-times that of a weight."""
+"""The result of `Router._entries` if no writer is trained, only LoRAs of readers. It makes up for the learning rate of a LoRA,
+which is usually ten times that of a weight."""
 
 
 class Router:
@@ -117,19 +117,19 @@ class Router:
 
     def _entries(self) -> float:
         """How far an entry of a writer's weight moves in a step in which every trained number moves by 1, on average over
-        writers."""
+        writers; `OF_NO_WRITER` if no writer is trained."""
         found = [pace for target in self.quarantine.targets if (pace := target.weight.pace()) is not None]
         return sum(found) / len(found) if found else OF_NO_WRITER
 
     def _own(self, rows: StepRows | None, row: dict[str, float]) -> dict[str, float]:
         """Compute the metrics `completions/<env>/...`: the sums of `StepRows.sums` over all processes, the pull `own_shift_z`,
-        and `evidence`. `row` is the ledger's row of the step.
+        and `evidence`. `rows`: the effects of this process' completions. `row`: the ledger's row of the step.
 
         The pull of an environment is the sum of its completions' shifts in standard errors, that is, divided by the root of the
         sum of squared shifts. A pull that is only noise is of about size 1, whatever the length of the step. A secure skill may
-        also have a component along the axis, but the quarantine does not hold the skill. Evidence is therefore the smaller of the
-        pull and of the push, each in its own standard errors. While the environment's part has moved the stream away from the
-        positive persona, a pull towards this persona only undoes that, so evidence is at most 0.
+        also pull along the axis, but its push is small, because the quarantine does not hold the skill. Evidence is therefore the
+        smaller of the pull and of the push, each in its own standard errors. While the environment's part has moved the stream
+        away from the positive persona, a pull towards this persona only undoes this movement, so evidence is at most 0.
         """
         mine = {f"completions/{name}/{key}": value for place, name in enumerate(self.quarantine.environments)
                 for key, value in rows.sums(place).items()} if rows is not None else {}

@@ -1,4 +1,4 @@
-"""Measures the effect of each row of a step, which is one completion, in the step's own backward pass.
+"""Measures, in the backward passes of a step, the effect of each row of the step. A row is one completion.
 
 The change ΔC_e of an environment's part in a step is the sum of a fresh change, which comes from the gradient of this step, and
 of momentum, which comes from earlier steps. The fresh change is linear in the gradient, so it is a sum over the step's rows. The
@@ -35,9 +35,9 @@ class StepRows:
     made."""
 
     def with_none(self, completions_U: Tensor, environments_U: Tensor) -> "StepRows":
-        """Return these rows with one more row for each completion that has no gradient. `completions_U`, `environments_U`: the
-        number and the environment of each of the U further completions. They have push and shift 0, or nan where the first of
-        these rows has nan."""
+        """Return a copy with one more row for each of U completions that have no gradient. `completions_U`, `environments_U`: the
+        number of each of these completions and the index of its environment. Their push and shift are 0, or nan if the first
+        row's push or shift is nan."""
         none = torch.zeros(len(completions_U), dtype=self.push_R.dtype)
         push, shift = (torch.cat([values, none + 0 * values[:1].sum()]) for values in (self.push_R, self.shift_R))
         return StepRows(torch.cat([self.completions_R, completions_U.cpu()]),
@@ -77,8 +77,8 @@ class RowBook:
             target.tape.along = Along(target.coefficients, self.axes_K[target.name], target.tape.mean())
 
     def after(self, target: Target, factor_E: Tensor) -> None:
-        """Add the effects of the rows by one target. `factor_E` is the factor, for each environment, that turns a row's ledger
-        into the row's fresh change of C."""
+        """Add the effects that the rows have through one target. `factor_E` is the factor, for each environment, that turns a
+        row's ledger into the row's fresh change of C."""
         if not target.tape.rows:
             return
         environments_R = torch.cat([environments for _, environments, _ in target.tape.rows])

@@ -3,9 +3,10 @@ changes to it gather the full tensor.
 
 Each process computes its share of a product `leftᵀ W` from the rows that it holds, and the shares are summed over the processes:
 (M, N) is communicated and never (D, N). A piece is a block of rows of the stored matrix (FSDP2) or a stretch of its flattened
-form (ZeRO-3), which is padded with zeros to whole rows. Under ZeRO-1 and -2 each process holds every weight whole, and a stretch
-of the optimizer's own copy, which must be kept equal to the weight. Shape letters: D stream width, N input width, M columns of
-`left`. Not covered: the experts of a mixture if weights are in pieces.
+form (ZeRO-3). For products, a stretch is padded with zeros to whole rows. Under ZeRO-1 and -2 each process holds every weight
+whole. The optimizer then has its own copy of the weight, of which each process holds a stretch, and `follow` keeps this copy
+equal to the weight. Shape letters: D stream width, N input width, M columns of `left`. Not covered: the experts of a mixture if
+weights are in pieces.
 """
 
 import sys
@@ -163,8 +164,8 @@ def _matrix(shape: torch.Size) -> tuple[int, int]:
 
 
 def follow(parameter: Any) -> None:
-    """Set the optimizer's own copy of a weight that every process holds whole to the weight's present value. Only DeepSpeed
-    (ZeRO-1 and -2) keeps such a copy."""
+    """Bring the optimizer's own copy of a weight to the weight's present value. Only DeepSpeed (ZeRO-1 and -2) keeps such a copy
+    of a weight that every process holds whole."""
     if "deepspeed" in sys.modules:
         from deepspeed.utils import safe_set_full_fp32_param  # pyright: ignore[reportMissingImports]
 

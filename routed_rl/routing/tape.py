@@ -12,8 +12,8 @@ from routed_rl.routing.context import Record
 from routed_rl.routing.pair import BasisPair
 
 SKETCH = 32
-"""Number of columns to which a random sketch reduces the N columns of gradients when the subspace is compared with random bases.
-The squared norm of a sketched gradient is an unbiased estimate of that of the gradient."""
+"""Number of columns to which a random projection reduces the N columns of gradients when the subspace is compared with random
+bases. The squared norm of a projected gradient is an unbiased estimate of the gradient's squared norm."""
 MEAN_DECAY = 0.9
 """The factor by which the running mean of the inputs decays in a step."""
 
@@ -39,8 +39,8 @@ class Tape:
         self.along: Along | None = None
         """The two directions along which rows are measured; None if rows are not measured."""
         self.rows: list[tuple[Tensor, Tensor, Tensor]] = []
-        """For each micro-batch: the completions' numbers (B,), their environments (B,), and what their ledgers measure along the
-        two directions (B, 2)."""
+        """For each micro-batch: the completions' numbers (B,), their environments (B,), and the measures of their ledgers along
+        the two directions of `along` (B, 2)."""
         self.control_bases: Tensor | None = None
         self.control_sketch: Tensor | None = None
         self._sketched: Tensor | None = None
@@ -85,7 +85,7 @@ class Tape:
                                if len(ids) else drawn.new_zeros(0, drawn.shape[1], SKETCH))
 
     def _keep_rows(self, record: Record, along_B2: Tensor) -> None:
-        """Keep `along_B2`, what each row's ledger measures along the two directions, for the rows that do not practise."""
+        """Keep `along_B2`, the measures of each row's ledger along the two directions, for the rows that do not practise."""
         completions, ids = record.completions_B, record.environment_ids_B
         assert completions is not None and ids is not None
         mine = slice(None) if record.practising_B is None else ~record.practising_B
@@ -140,7 +140,8 @@ class Tape:
         subspace's rank. `stream_SD`: S activations of the stream, whose covariance the bases have; None: the bases are isotropic.
 
         The same seed gives the same bases in every process and on every machine. The gradients in the subspace and in the random
-        bases are reduced by one random sketch of the N columns, so the comparison is fair and takes N / SKETCH times less memory.
+        bases are reduced from N to `SKETCH` columns by the same random projection, so the comparison is fair and takes N / SKETCH
+        times less memory.
         """
         width, rank = self.pair.write.shape
         generator = torch.Generator().manual_seed(seed)
@@ -160,8 +161,9 @@ class Tape:
         self._sketched.index_add_(0, ids, rows)
 
     def control_energies(self) -> Tensor | None:
-        """Return the squared norm of the gradient that lies in the subspace (row 0) and in each random basis, (1 + draws, 1 + E),
-        of all environments together (column 0) and of each. None if no random bases were drawn for this step."""
+        """Return estimates of the squared norm of the gradient inside the subspace (row 0) and inside each random basis (the
+        other rows), (1 + draws, 1 + E). Column 0 is for all environments together, and each other column for one environment.
+        None if no random bases were drawn for this step."""
         if self._sketched is None:
             return None
         per_basis = self._sketched.unflatten(1, (-1, self.pair.rank))

@@ -23,10 +23,10 @@ class Target:
                  environments: int, *, transposed: bool = False, gain_D: Tensor | None = None, norm_eps: float | None = 1e-6,
                  expert: int | None = None, active: int = 1, place: int | None = None) -> None:
         """`basis`: the subspace's basis (D, K) at this writer; SubspaceError if it does not fit. `unit`: the gap between the
-        personas at `place`, which is the length in the stream that counts as 1. `context`: the record that all taps of the
-        model share. `environments`: their number. `transposed`, `expert`: see `WriterWeight`. `gain_D`, `norm_eps`: see
-        `BasisPair`. `active`: the number of experts of `module` that a token goes through. `place`: the layer of
-        the subspace where the stream was read first after this writer had added its output; None: `layer`."""
+        personas at `place`, which is the length in the stream that counts as 1. `context`: the record that all taps of the model
+        share. `environments`: the number of environments. `transposed`, `expert`: see `WriterWeight`. `gain_D`, `norm_eps`: see
+        `BasisPair`. `active`: the number of experts of `module` that a token goes through. `place`: the first layer of the
+        subspace at which the stream was read behind this writer; None: `layer`."""
         self.place = layer if place is None else place
         self.name, self.layer, self.module, self.unit, self.context = name, layer, module, unit, context
         self.expert, self.active = expert, active
@@ -44,7 +44,7 @@ class Target:
         self.coefficients = torch.zeros_like(self.reference)
         """The coefficients C (K, N) of the quarantine."""
         self.parts = self.reference.new_zeros(environments, *self.reference.shape)
-        """The environments' parts C_e (E, K, N) of the coefficients. In `route` they sum to C."""
+        """The environments' parts C_e (E, K, N) of the coefficients. In mode `route` they sum to C."""
         self.tape = Tape(environments, self.pair, self.weight.width, has_bias=self.has_bias)
 
     @property
@@ -83,8 +83,8 @@ class Target:
         self.weight.take_out(inside_KN)
 
     def decay(self, weights: float) -> Tensor:
-        """Return the decay for each column of C, (N,): `weights`, which is the decay of the weights in this step, except 0 for a
-        bias, which trainers do not decay."""
+        """Return the weight decay of each column of C, (N,). It is 0 for the column that stands for a bias, because trainers do
+        not decay biases, and `weights`, the decay of the weights in this step, for all other columns."""
         decay = self.coefficients.new_full((self.coefficients.shape[1],), weights)
         if self.has_bias:
             decay[-1] = 0.0

@@ -30,7 +30,7 @@ class WriterWeight:
         self.module, self.transposed, self.expert = module, transposed, expert
         weight = self.matrix()
         self.rows, self.width = weight.shape
-        """D, and N not counting the bias."""
+        """`rows` is D, and `width` is N without the bias."""
         self.device = weight.device
         # At least float32, because in bf16 most of an orthogonal update is lost to rounding.
         self.dtype = torch.promote_types(weight.dtype, torch.float32)

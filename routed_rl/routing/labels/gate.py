@@ -64,7 +64,7 @@ class LabelSite:
     cuts: bool = False
     """Whether the module lets no cotangent of flagged positions pass backward if `Gates.method` is `activations`."""
     transposed: bool = False
-    """Whether the module stores its weight as (N, D), as GPT-2's Conv1D does."""
+    """Whether the module stores its weight as (inputs, outputs), as GPT-2's Conv1D does."""
 
 
 class LabelledModule(nn.Module):
@@ -84,7 +84,7 @@ class LabelledModule(nn.Module):
         return site.adapter.add(output, args[0], gates.scale, weights, learns=not gates.inside)
 
     def _learning(self, run: Callable[..., Any], gates: Gates, args: Any, kwargs: Any) -> Any:
-        """Return the module's own output, in a way that the gradient of the module's parameters is multiplied by
+        """Return the module's own output, computed in such a way that the gradient of the module's parameters is multiplied by
         `gates.retained()`. `run`: the module's plain forward."""
         weights_BT = None if gates.inside else gates.retained()
         cuts = gates.method == "activations" and self.label_site.cuts and weights_BT is not None

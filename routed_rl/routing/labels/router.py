@@ -137,9 +137,9 @@ class LabelRouter(Router):
 
 
 def positions_of(flagged: Tensor, length: int) -> Tensor:
-    """Return which positions are flagged, 1 or 0, (B, T) with T = `length`. If `flagged` is (B,), a flag for each row, all
-    positions of a flagged row are. If it is (B, C), a flag for each of a row's last C tokens, the positions that predict a
-    flagged token are."""
+    """Return which positions are flagged, 1 or 0, (B, T) with T = `length`. If `flagged` is (B,), with a flag for each row, all
+    positions of a flagged row are 1. If it is (B, C), with a flag for each of a row's last C tokens, the positions that predict a
+    flagged token are 1."""
     if flagged.dim() == 1:
         return flagged.float()[:, None].repeat(1, length)
     before = length - 1 - flagged.shape[1]
