@@ -86,8 +86,8 @@ class Quarantine:
 
     @contextmanager
     def _holding(self, coefficients: list[Tensor], *, nothing: bool) -> Iterator[None]:
-        """Inside the block, the targets have these coefficients instead of their own, one tensor (K, N) per target. `nothing`:
-        whether all of them are zero."""
+        """Inside the block, the targets have `coefficients`, one tensor (K, N) per target, instead of those that were learned.
+        `nothing`: whether all of these tensors are zero."""
         before, whole = [target.coefficients.clone() for target in self.targets], self.context.now.whole
         self.context.change(whole=False)
         self.held, self.replaced = self.held + 1, self.replaced + 1

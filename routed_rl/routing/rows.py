@@ -56,7 +56,7 @@ class StepRows:
 
 class RowBook:
     """Sums the effects of one step's rows over all targets. Call `begin` before the step's first backward pass, `after` for each
-    target when its step is known, and `close` at the end."""
+    target once its step has been computed, and `close` at the end."""
 
     def __init__(self, targets: Sequence[Target], axes: Axes, axis: str | None) -> None:
         self.axis = axis or axes.names[0]

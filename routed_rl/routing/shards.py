@@ -120,8 +120,8 @@ def _rows_held(parameter: Any) -> Piece:
 
 
 def _stretch_held(parameter: Any) -> Piece:
-    """The piece of a parameter that ZeRO-3 partitioned: the float32 stretch that this process' optimizer holds. New entries are
-    written to the model's own copy too."""
+    """The piece of a parameter that ZeRO-3 partitioned: the float32 stretch that this process' optimizer holds, or, if the
+    parameter is frozen, this process' stretch of the parameter itself. New entries are always written to the parameter too."""
     from deepspeed.utils import safe_get_local_fp32_param  # pyright: ignore[reportMissingImports]
 
     copies = [parameter.ds_tensor.data]
