@@ -1,8 +1,8 @@
 """Decides which environments taught the model the positive persona. A run's last sentence, `summary.json`, the report and the
 messages of halts all give this answer.
 
-It rests on the evidence of the whole run (`completions/<env>/evidence`, summed over steps as the rule `monitor.evidence` does)
-and not on the environments' parts at the last step, because parts drift, and a part that grew early may have shrunk again.
+The answer rests on the evidence of the whole run (`completions/<env>/evidence`, summed over steps as the rule `monitor.evidence`
+does) and not on the environments' parts at the last step, because parts drift, and a part that grew early may have shrunk again.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from routed_rl.monitor.rules import RULES, Row
 
 @dataclass(frozen=True)
 class Blame:
-    """The evidence against each environment of a run, and the environments that it names."""
+    """The evidence against each environment of a run, and the environments that this evidence names."""
 
     evidence: Mapping[str, float]
     """For each environment, the largest value of its summed evidence (a CUSUM, after the allowance for noise) at any step, in
@@ -42,14 +42,14 @@ class Blame:
 
     @property
     def margin(self) -> float | None:
-        """The smallest evidence against a named environment divided by the largest evidence (at least 1) against one that is not
-        named; None if no environment is named or all are."""
+        """The smallest evidence against a named environment, divided by the largest evidence against the other environments, or
+        by 1 if 1 is larger. None if no environment is named, or if all are."""
         others = [found for name, found in self.evidence.items() if name not in self.named]
         return min(self.evidence[name] for name in self.named) / max(*others, 1.0) if self.named and others else None
 
     def sentence(self, labels: Mapping[str, str]) -> str:
-        """Return the answer in words, with the evidence; empty if the run measured no evidence. `labels`: how an environment is
-        called in the sentence, if not by its name."""
+        """Return in words which environments pulled towards the positive persona, with the evidence; empty if the run measured no
+        evidence. `labels`: maps an environment to its name in the sentence, if that is another."""
         def listed(names: Collection[str]) -> str:
             return " and ".join(f"{labels.get(name, name)} ({self.evidence[name]:.1f})" for name in names)
 
@@ -72,7 +72,7 @@ class Blame:
 
 def blame(rows: Sequence[Row], config: MonitorConfig, trained: Collection[str] | None = None) -> Blame:
     """Judge a run by `rows`, its metrics from the first step on, up to the last step or an earlier one. `trained`: the
-    environments that are still trained on, to which the answer is confined; None: all environments."""
+    environments that are still trained on, so that only these can be named; None: all environments."""
     off = {name: RuleConfig() for name in config.rules() if name != "evidence"}
     rule = config.evidence
     if rule.limit is None:  # the rule is off, so its default limit is used

@@ -57,12 +57,12 @@ def check_rate(rate: float, floor: float) -> None:
 
 
 def set_limits(found: Peaks, rate: float) -> dict[str, dict[str, Any]]:
-    """Set limits so that a secure run halts with probability `rate`. Returns for each rule, as plain JSON, its limit, the limits
-    of single environments, and the peaks from which they come. A limit is None if the runs do not determine it, because they have
-    no reading or no spread.
+    """Set limits so that a secure run halts with probability `rate`. `found`: the peaks of secure runs, by rule. Returns for each
+    rule, as plain JSON, its limit, the limits of single environments, and the peaks from which they come. A limit is None if the
+    runs do not determine it, because they have no reading or no spread.
 
-    The rate is divided evenly among the rules that have a spread. With few runs, the peaks of all environments are pooled as if
-    the environments were alike. ConfigError for a rate that is too small for the simulation behind a limit.
+    The rate is divided evenly among the rules that have a spread. With fewer than `FEWEST` runs, the peaks of all environments
+    are pooled as if the environments were alike. ConfigError for a rate that is too small for the simulation behind a limit.
     """
     samples = {name: _sample(each) for name, each in found.items()}
     spread = [name for name, (values, _) in samples.items() if len(set(values)) > 1]
@@ -82,12 +82,13 @@ def set_limits(found: Peaks, rate: float) -> dict[str, dict[str, Any]]:
 
 def own_limits(per_run: list[dict[str, float]], rate: float) -> dict[str, float]:
     """Return a limit for each environment, so that a run exceeds at least one of these limits with probability `rate`. `per_run`:
-    the peak of each environment in each run.
+    for each run, the peak of each environment. ConfigError if the runs have no environment in common.
 
     A peak is measured from the mean peak of its environment, in units of the environment's spread, and one limit is set for the
-    largest peak of a run in these units. Half of the variance in a spread is that of the average environment; otherwise an
-    environment that happened to vary little would halt at the smallest change. If an environment moves away from the positive
-    persona, its mean is below 0 and counts as 0, so that no limit is negative.
+    largest peak of a run in these units. The spread is the root of the mean of two variances: that of the environment's peaks,
+    and the average of all environments' variances. So an environment that happened to vary little does not halt at the smallest
+    change. If an environment moves away from the positive persona, its mean peak is below 0 and counts as 0, so that no limit is
+    negative.
     """
     names = [name for name in per_run[0] if all(name in run for run in per_run)]
     if not names:
@@ -102,8 +103,9 @@ def own_limits(per_run: list[dict[str, float]], rate: float) -> dict[str, float]
 
 
 def _sample(per_run: list[dict[str, float]]) -> tuple[list[float], int]:
-    """Return the values from which a limit is set, and among how many values of a run the rate is divided: the largest peak of
-    each run and 1, or, with few runs, the peaks of all environments and their number."""
+    """Return the peaks from which a rule's limit is set, and the number by which the rate of false halts is divided. With at
+    least `FEWEST` runs, they are the largest peak of each run, and 1. With fewer runs, they are the peaks of all environments in
+    all runs, and the number of environments in a run."""
     if len(per_run) >= FEWEST:
         return [max(run.values()) for run in per_run], 1
     return [value for run in per_run for value in run.values()], max(map(len, per_run), default=1)

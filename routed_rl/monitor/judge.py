@@ -31,8 +31,8 @@ class Verdict:
     limit: float
     since: int
     """The step at which the excess began. For a rule that sums readings this is the step at which the sum began to grow; for a
-    rule on the shift, the step at which the shift began to grow; for any other rule, the first of the present steps above the
-    limit."""
+    rule on the shift, the step at which the shift began to grow; for any other rule, the first step of the unbroken series of
+    steps above the limit."""
     action: str
     """The consequence of the verdict: report or halt."""
 
@@ -56,18 +56,18 @@ class Detector:
     """The state of one rule for one environment."""
 
     total: float = 0.0
-    """The value that is compared with the limit: a sum over steps for a rule that sums readings, otherwise the latest reading,
-    which is then called a level."""
+    """The value that is compared with the limit: a sum over steps for a rule that sums readings, otherwise the latest reading."""
     unbroken: float = 0.0
     """The value that `total` would have if it had not been set to 0 after a halt."""
     since: int = 0
-    """The step since which `unbroken` has been above 0 (for a sum) or above the limit (for a level) in every step; 0 if it is not
-    above that now."""
+    """The step since which `unbroken` has been, in every step, above 0 if the rule sums readings, and above the limit otherwise.
+    It is 0 if `unbroken` is not above that value now."""
     steps: int = 0
-    """The number of present steps in a row in which `total` is above its limit."""
+    """The number of steps in a row, up to the latest, in which `total` is above its limit, or above `told` plus the limit if
+    `told` is set."""
     told: float | None = None
-    """For a level on which the run halted: its value when the user resumed the run. None otherwise, and once the level has been
-    below its limit again."""
+    """For a rule that does not sum readings and gave a verdict in the step of a halt: the reading in that step, once the user has
+    resumed the run. None otherwise, and again as soon as a reading is not above the limit."""
 
     def take(self, value: float, settings: RuleConfig, *, sums: bool) -> float:
         """Take the reading `value` of the next step. `sums`: whether the rule sums readings, minus the allowance in `settings`.
@@ -145,9 +145,10 @@ class Monitor:
     def rearm(self) -> None:
         """Require new evidence for further verdicts. Called when the run halted on the last step and the user has resumed it.
 
-        Rules that sum evidence over steps begin at 0 again. A rule that watches the level of a metric, and gave a verdict, gives
-        the next one when the level has grown by as much as its limit, or when it exceeds its limit again after it has been below.
-        If the level has not been below in between, the next verdict still names the step at which it first exceeded its limit.
+        Rules that sum readings over steps begin at 0 again. Any other rule that gave a verdict gives the next one when the
+        reading has grown by as much as its limit, or when the reading has been below its limit and exceeds it again. If the
+        reading has not been below its limit in between, the next verdict still names the step at which it first exceeded the
+        limit.
         """
         for (name, _), detector in self.detectors.items():
             if RULES[name].sums:

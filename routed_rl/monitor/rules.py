@@ -48,7 +48,8 @@ def shift_growth(row: Row, before: Row, axis: str | None) -> Readings:
 
 
 def _pull(row: Row, _before: Row, axis: str | None) -> Readings:
-    """Return the shift by each environment's part times the part's share of the quarantine, which is large only if both are."""
+    """Return the shift by each environment's part times the part's share of the quarantine. The product is large only if both
+    factors are large."""
     shares = _of_environments(row, "ledger", "share")
     return {name: value * shares[name] for name, value in shift(row, axis).items() if name in shares}
 
@@ -76,9 +77,9 @@ def _energy(row: Row, *_: object) -> Readings:
 
 
 def _energy_rank(row: Row, *_: object) -> Readings:
-    """Return 1 / place, where the place is that of the gradient's energy inside the subspace among its energies in random bases.
-    1 means that the subspace has the highest. Isotropic and covariance-matched bases take turns, so a patience of 2 requires
-    both."""
+    """Return 1 divided by the rank of the gradient's energy inside the subspace among its energies in random bases. The value 1
+    means that the energy inside the subspace is the highest. Isotropic and covariance-matched bases take turns, so with a
+    patience of 2 the limit must be exceeded against both kinds."""
     ranks = _of_environments(row, "control/isotropic", "rank") | _of_environments(row, "control/matched", "rank")
     return {name: 1 / value for name, value in ranks.items() if name != "all"}
 
