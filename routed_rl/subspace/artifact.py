@@ -99,12 +99,12 @@ class Subspace:
                 raise SubspaceError(f"the subspace's {name}: the numbers are {tensor.dtype}, not float32; {again}")
 
     def writer_bases(self, layout: str, drop_below: float, shared_rank: int | None = None) -> list[Tensor]:
-        """Return, for each layer l, the basis (D, K) at which changes of the writers are split whose output was first read there
-        (with the hook resid_post, those are the writers in that layer). With the layout
-        `per_layer` it spans the directions of layer l. With `spanning` it spans the directions of layer l and all later layers,
-        so that a contained cotangent has no component in any later layer's subspace. With `shared` there is one basis for all
-        layers, which spans the directions of all layers and has a rank of at most `shared_rank`. `drop_below`: the share of the
-        largest singular value below which a direction of the span is dropped."""
+        """Return one basis (D, K) for each layer l. The changes of a writer are split at the basis of the layer at which its
+        output was first read; with the hook resid_post, this is the writer's own layer. With the `layout` `per_layer` the basis
+        spans the directions of layer l. With `spanning` the basis spans the directions of layer l and all later layers, so that a
+        contained cotangent has no component in any later layer's subspace. With `shared` there is one basis for all layers, which
+        spans the directions of all layers and has a rank of at most `shared_rank`. `drop_below`: the share of the largest
+        singular value below which a direction of the span is dropped."""
         if layout == "per_layer":
             return list(self.directions)
         # Weighted by strength: layers mostly rotate the same few directions, and the rest hardly tells the personas apart.
@@ -133,8 +133,8 @@ class Subspace:
 
     def check_model(self, *, model: str, model_hash: str, width: int, layers: int) -> None:
         """SubspaceError, which names the difference, unless the described model is the one from which this subspace was
-        extracted. `model`: its path, for the message. `model_hash`: the hash of its weights. `width`: of its stream. `layers`:
-        their number."""
+        extracted. `model`: the path of the described model, for the message. `model_hash`: the hash of its weights. `width`: the
+        width of its stream. `layers`: the number of its layers."""
         ours = self.provenance
         if (ours.width, ours.layers) != (width, layers):
             raise SubspaceError(f"the subspace has {ours.layers} layers of width {ours.width} but {model} has {layers} of "

@@ -1,5 +1,5 @@
-"""Makes a subspace worse on purpose, by turning it away from the personas or leaving out directions, for experiments on the cost
-of an imperfect interpretation."""
+"""Makes a subspace worse on purpose, by turning it away from the personas or leaving out directions, for experiments on how much
+an imperfect subspace costs."""
 
 import math
 from dataclasses import replace
@@ -17,7 +17,8 @@ def degrade(subspace: Subspace, angle: float, missing: float, seed: int) -> Subs
     direction outside the span of its layer's directions. Then the share `missing` of each layer's directions, rounded down to a
     whole number of directions, is left out at random. `seed` decides all draws. The quality figures stay those of the original.
 
-    SubspaceError if a layer has more directions than half the stream's width, so that there are too few to turn them to.
+    SubspaceError if `angle` is not 0 and a layer has more directions than half the stream's width. Too few directions outside
+    their span are then left to turn them to.
     """
     generator, turned, spreads = torch.Generator().manual_seed(seed), list[Tensor](), list[Tensor]()
     axes = list[Tensor]()

@@ -31,8 +31,9 @@ RANGE, DRAWS, HALVINGS = (2.0**-7, 2.0**5), 30, 12
 @torch.no_grad()  # of parameters; torch.func differentiates by the pushes all the same
 def exponential_factors(respond: Response, start_FD: Tensor, radius: float, iterations: int, split: Split,
                         told: Told | None = None) -> Tensor:
-    """Return unit directions (F, D), nearly orthogonal to each other, each of which locally maximises the length of the mean
-    response over prompts to a vector of length `radius`. `start_FD`: the directions from which the search begins.
+    """Return unit directions (F, D), nearly orthogonal to each other. For each, the response to a vector of length `radius` along
+    it is averaged over prompts, and the length of this average has a local maximum at the direction. `start_FD`: the directions
+    from which the search begins.
 
     Orthogonalised gradient iteration for the exponential form of deep causal transcoding: Mack and Turner, 2024, "Deep causal
     transcoding". Each iteration orthonormalises the directions and replaces each by the gradient of its own response.
@@ -75,10 +76,10 @@ def linear_factors(respond: Response, start_FD: Tensor, iterations: int, split: 
 
 @torch.no_grad()
 def calibrated_radius(respond: Response, drawn_FD: Tensor, norm: float, goal: float, split: Split) -> float:
-    """Return the smallest length of vectors along the unit directions `drawn_FD` at which the response is nonlinear by `goal`:
-    the length of its difference from its linear part, divided by the length of the linear part, is `goal` as a root mean square
-    over directions and prompts. Lengths in `RANGE` are tried, in units of `norm`, the stream's length; SubspaceError if none
-    does."""
+    """Return the smallest length of vectors along the unit directions `drawn_FD` at which the response departs from its linear
+    part by `goal`. The departure is the length of the difference between the two, divided by the length of the linear part, as a
+    root mean square over directions and prompts. Lengths in `RANGE` are tried, in units of `norm`, the stream's length;
+    SubspaceError if the departure reaches `goal` at none of them."""
     slopes = [jvp(respond, (torch.zeros_like(part),), (part.contiguous(),))[1] for part in split(drawn_FD)]
 
     def departure(radius: float) -> float:

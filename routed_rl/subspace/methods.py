@@ -113,7 +113,7 @@ def strongest(rows: Rows, size: Size, units_L: Tensor) -> tuple[list[Tensor], li
 
 def find(method: str, samples: Samples, size: Size, seed: int, kinds: Sequence[str] = ()) -> Found:
     """Find directions and named axes of every layer by the method of this name, from samples that are all in memory. `seed` is
-    that of the method `random`. `kinds`: the names of the pairs' kinds, by which `persona_vectors` names its axes."""
+    used only by the method `random`. `kinds`: the names of the pairs' kinds, by which `persona_vectors` names its axes."""
     return METHODS[method].name(gathered(method, samples), size, kinds, seed)
 
 
@@ -132,8 +132,8 @@ def components(rows: Rows, size: Size, _kinds: Sequence[str] = (), _seed: int = 
 
 
 def turned(rows: Rows, size: Size, kinds: Sequence[str], seed: int) -> Found:
-    """Make the random control: the result of `components`, with the directions at which changes are split rotated at random by
-    `seed`. Its axes, their scales and the gaps, by which shifts are measured, are those of `components`."""
+    """Make the random control: the result of `components`, except that the directions, at which changes are split, are rotated at
+    random by `seed`. The axes, scales and units, by which shifts are measured, stay as they are."""
     real = components(rows, size, kinds, seed)
     return replace(real, directions=rotated(real.directions, seed))
 
@@ -142,10 +142,10 @@ def away_from_assistant(rows: Rows, size: Size, _kinds: Sequence[str], _seed: in
     """Take the assistant axis and, orthogonal to it, the leading principal components of the roles. Each role is a kind of pairs,
     and its row is the mean difference between the role and the default assistant.
 
-    The published axis is default minus roles. Here every axis points to what must not grow, which is to leave the assistant, so
-    the axis "away_from_assistant" is roles minus default, the published axis negated; its scale is the gap. The axis
-    "role_component_k" is the k-th component. It points to the side of the roles' longer tail, and its scale is the root mean
-    square of the roles along it.
+    The published axis is default minus roles. Here every axis points to what must not grow, in this case a departure from the
+    assistant. The axis "away_from_assistant" is therefore roles minus default, the published axis negated; its scale is the gap.
+    The axis "role_component_k" is the k-th component. It points to the side of the roles' longer tail, and its scale is the root
+    mean square of the roles along it.
     """
     units = checked_units(rows.gap_LD.norm(dim=1), rows.norm_L)
     total = size.components + 1 if size.rank is None else size.rank

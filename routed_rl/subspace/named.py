@@ -57,8 +57,8 @@ def find_named(vectors: Sequence[NamedVector], stream_LSD: Tensor, size: Size) -
     """Make a subspace whose axes are the vectors, scaled to length 1. Its directions are the orthonormalised axes, or the first
     `size.rank` of them if a rank is set. `stream_LSD`: a sample of the model's activations at each layer.
 
-    The unit of a layer is the root of the sum of its axes' squared scales. A layer without vectors has no directions, and its
-    axes are 0, so that every shift there is 0.
+    The unit of a layer (see `Subspace.units`) is the root of the sum of its axes' squared scales. A layer without vectors has no
+    directions, and its axes are 0, so that every shift there is 0.
     """
     layers, _, width = stream_LSD.shape
     axes = torch.zeros(layers, width, len(vectors))
@@ -81,8 +81,9 @@ def find_named(vectors: Sequence[NamedVector], stream_LSD: Tensor, size: Size) -
 
 
 def spreads_of(basis: Tensor, axes: Tensor, scales_J: Tensor) -> Tensor:
-    """Return the length in the stream that counts as a shift of 1 along each column of `basis` (D, K), (K,). It is the root of
-    the sum of squares of the components that the axes (D, J), made as long as their scales `scales_J`, have along the column."""
+    """Return the length in the stream that counts as a shift of 1 along each column of `basis` (D, K), (K,). Each of the axes (D,
+    J) is multiplied by its scale in `scales_J` and has a component along the column; the result is the root of the sum of these
+    components' squares."""
     along = (basis.mT @ axes) * scales_J
     return along.square().sum(dim=1).sqrt()
 
@@ -91,8 +92,8 @@ def union(parts: Sequence[tuple[str, Subspace]], size: Size) -> Subspace:
     """Join named subspaces of one model. The result has all their axes, named `NAME.AXIS`, and as its directions the span of all
     their directions, orthonormalised in the order of `parts`, or the first `size.rank` of these if a rank is set.
 
-    The units, the sample of the stream and the provenance are those of the first subspace; the caller replaces method and details
-    of the provenance. SubspaceError if the subspaces are of different models.
+    The units, the sample of the stream and the provenance are those of the first subspace; the caller must replace the method and
+    the details in the provenance. SubspaceError if the subspaces are of different models.
     """
     first = parts[0][1]
     ours = first.provenance

@@ -64,17 +64,18 @@ def measure_quality(samples: Samples, directions: list[Tensor], fit: Callable[[S
     directions from samples, and is called on each half of the pairs. `rank`: the rank that the settings asked for, or None.
 
     The result has the number of `pairs`, `rank`, the number of random bases `draws`, and `layers`, one mapping for each layer
-    with the figures below. A figure that cannot be measured is null. All but the first are means over both ways to choose the
-    half on which something is fitted and the half on which it is tested.
+    with the figures below. A figure that cannot be measured is null. Each figure but `rank` is a mean over two cases: the first
+    half of the pairs is fitted and the second half tested, or the other way round.
 
     - `rank`: the number of the layer's directions.
-    - `auroc`: how well the persona axis that is fitted on one half tells the personas apart at the last positions of the other.
+    - `auroc`: how well the persona axis that is fitted on one half tells the personas apart at the last positions of the other
+      half.
     - `ordered`: the share of the tested pairs whose positive prompt is further along this axis than their negative prompt.
     - `stability`: the mean squared principal cosine between the bases of the two halves. By chance it is rank / width.
     - `captured`: the share of the energy of one half's differences that lies inside the other half's basis.
     - `captured_random`: the mean of `captured` over random bases of the same rank.
     - `captured_ratio`: `captured` / `captured_random`.
-    - `captured_place`: the place of `captured` among the values of all these bases, where 1 is the highest.
+    - `captured_place`: the place of `captured` when it is ranked together with its values for the random bases; 1 is the highest.
     """
     generator = torch.Generator().manual_seed(SEED)
     parts = [samples.of_pairs(half) for half in halves(samples, generator)]

@@ -16,7 +16,7 @@ NULL = 1e-6
 """A singular value below this share of the largest one counts as rounding. So does a gap below this share of the stream's
 length."""
 CAPACITY = 512
-"""The number of rows that `sketched` keeps before it compresses them to half as many."""
+"""The largest number of rows that `sketched` keeps. When there are more, it compresses them to half of this number."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,8 +39,8 @@ class Rows:
 
 
 def sketched(before: Tensor | None, rows_LGD: Tensor) -> Tensor:
-    """Add `rows_LGD` to a sketch and return the new sketch: at most `CAPACITY` rows (L, G, D) whose second moments are those of
-    all rows added so far. `before`: the sketch so far; None for the first rows.
+    """Add `rows_LGD` to a sketch, and return the new sketch. A sketch is a summary of rows: at most `CAPACITY` rows (L, G, D)
+    whose second moments are those of all rows that were added. `before`: the sketch so far; None for the first rows.
 
     The moments are exact as long as at most `CAPACITY` rows have been added, and always if D <= CAPACITY / 2. Otherwise the
     weakest directions of a layer are lost.
@@ -61,11 +61,12 @@ def _strongest(rows_GD: Tensor, keep: int) -> Tensor:
 
 class DifferenceRows:
     """Gathers the differences positive - negative. They are averaged over the pairs of the same kind at the same position, so
-    that there is one row for each kind and position. Differences of kinds with a single pair go into a sketch instead. `add`
-    takes a block of samples and may be called any number of times; `rows` returns the rows of all blocks so far."""
+    that there is one row for each kind and position. Differences of kinds with a single pair are compressed by `sketched`
+    instead. `add` takes a block of samples and may be called any number of times; `rows` returns the rows of all blocks so
+    far."""
 
     def __init__(self, alone: Tensor | None = None) -> None:
-        """`alone`: the indices of the kinds that have a single pair; None: no difference goes into a sketch."""
+        """`alone`: the indices of the kinds that have a single pair; None: no difference is compressed."""
         self._alone = torch.tensor([], dtype=torch.long) if alone is None else alone
         self._sums: dict[tuple[int, int], tuple[Tensor, int]] = {}
         self._sketches: dict[float, Tensor] = {}
@@ -118,8 +119,8 @@ class DifferenceRows:
 
 
 class CentredRows(DifferenceRows):
-    """Gathers the activations of both personas together, centred separately at each position (counted from the end). Its rows go
-    into a sketch. The gap is that of `DifferenceRows`."""
+    """Gathers the activations of both personas together, centred separately at each position (counted from the end). The rows are
+    compressed by `sketched`. The gap is computed as in `DifferenceRows`."""
 
     def __init__(self, alone: Tensor | None = None) -> None:
         super().__init__(alone)

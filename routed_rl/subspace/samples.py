@@ -1,4 +1,5 @@
-"""Activations under two personas. A fit takes them block by block, and only a bounded part of them, the reservoir, is kept.
+"""Activations under two personas. The rows of a fit are gathered from them block by block, and only a bounded part of the
+activations is kept, in a `Reservoir`.
 
 Shape letters: L layers, R sample rows (one per pair and position), S sampled activations, D stream width.
 """
@@ -62,9 +63,9 @@ class Reservoir:
     a small sample of all activations."""
 
     def __init__(self, pairs: Tensor, rows: int, most: int, sample: int = 64) -> None:
-        """`pairs`: the indices of pairs of which at most `most`, drawn at random, are kept. `rows`: the number of rows that all
-        blocks will have together. `sample`: the number of activations that are kept. The random draws are the same in every
-        run."""
+        """`pairs`: the indices of the pairs that may be kept; at most `most` of them, drawn at random, are kept. `rows`: the
+        number of rows that all blocks will have together. `sample`: the number of activations that are kept. The random draws are
+        the same in every run."""
         generator = torch.Generator().manual_seed(0)
         # Drawn and not strided, because a stride may meet the same position of every pair.
         self._drawn = torch.randperm(2 * rows, generator=generator)[:sample]
@@ -82,7 +83,7 @@ class Reservoir:
         self._seen += here
 
     def samples(self) -> Samples:
-        """Return all rows of the pairs that were kept, for the held-out figures."""
+        """Return all rows of the pairs that were kept, from which the held-out figures of quality are measured."""
         return concatenated(self._kept)
 
     def stream(self) -> Tensor:

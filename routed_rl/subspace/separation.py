@@ -23,9 +23,9 @@ def measure_axes(samples: Samples, fit: Callable[[Samples], Found], found: Found
     whether the axes depend on the samples at all. A figure that cannot be measured is null.
 
     - `auroc`, for each axis: how well the axis fitted on one half tells the personas apart at last positions of the other half,
-      as a mean over both ways. An axis that stands for one kind of pairs is tested on pairs of this kind.
+      as a mean over both choices of the half. An axis that stands for one kind of pairs is tested on pairs of this kind.
     - `stability`, for each axis: the cosine between the axes of the two halves; null unless `fitted`.
-    - `random`: the mean AUROC over random directions, whose signs are chosen on the fitted half, as that of an axis is.
+    - `random`: the mean AUROC over random directions. The sign of each is chosen on the half on which the axes are fitted.
     - `random_best`: the highest AUROC of these random directions.
     """
     generator = torch.Generator().manual_seed(SEED)

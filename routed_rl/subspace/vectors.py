@@ -99,7 +99,7 @@ def _from_safetensors(path: Path, wanted: Wanted) -> Vectors:
 
 
 def _from_gguf(path: Path, wanted: Wanted) -> Vectors:
-    """Read a file of control vectors as llama.cpp uses them. It adds the vector `direction.N` to the output of layer N."""
+    """Read a file of control vectors in the format of llama.cpp, which adds the vector `direction.N` to the output of layer N."""
     try:
         from gguf import GGUFReader
     except ImportError as error:
