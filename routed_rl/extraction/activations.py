@@ -68,8 +68,9 @@ def read_response_mean(job: Job) -> Read:
 
 
 def gather(job: Job, pairs: Sequence[TokenPair], take: Callable[[Samples], None] | None = None, sample: int = 64) -> Reservoir:
-    """Run all pairs through the model once. `take` is called with every block of activations, unless it is None. A bounded number
-    of activations is kept and returned: those of some pairs, for the held-out figures, and `sample` others."""
+    """Run all pairs through the model once. `take` is called with every block of activations, unless it is None. Returns a
+    reservoir of bounded size: all activations of at most `subspace.held_out` pairs, for the held-out figures, and `sample`
+    activations drawn from all pairs."""
     foldable = torch.tensor([place for place, pair in enumerate(pairs) if pair.fold != -1], dtype=torch.long)
     reservoir = Reservoir(foldable, sum(pair.positions for pair in pairs), job.config.held_out, sample)
     for block in blocks(job, pairs):

@@ -29,7 +29,8 @@ class Answers:
 def reference_answers(job: Job, method: str) -> tuple[list[Answers], str]:
     """Return the reference answers for the causal check, at most `check.answers` of them, and the name of their source; ([], "")
     if there is no source. `method`: the method that found the axes. If this method reads responses that the model writes itself,
-    the model writes the answers too, unless the user has set a file of answers."""
+    the model also writes the answers, to questions that the extraction does not use. If no such questions are left, or the user
+    has set a file of answers, they are read from a file."""
     path = job.config.answers_for(job.model_path)
     if method in OWN and not job.config.answers and (spare := read_questions(job.config, None)[job.config.questions:]):
         return (_written_by_the_model(job.changed(method=method), spare[: job.config.check.answers]),
@@ -39,8 +40,8 @@ def reference_answers(job: Job, method: str) -> tuple[list[Answers], str]:
 
 def preference_pairs(job: Job) -> tuple[list[Answers], str]:
     """Return the preference pairs on which axes are trained or by which they are chosen, and their file. The file is
-    `subspace.pairs`, or else the file of reference answers, of which only those lines are taken that the causal check does not
-    use, so that the check stays held out. SubspaceError if there are fewer than `FEWEST`."""
+    `subspace.pairs` or, if that is not set, the file of reference answers. The lines of this file that the causal check uses are
+    left out, so that the check stays held out. SubspaceError if there are fewer than `FEWEST`."""
     needs = f"subspace.method={job.config.method}" + " with subspace.choose=answers" * (job.config.method == "dct")
     path, first = _pairs_file(job)
     if path is None:
@@ -55,8 +56,8 @@ def preference_pairs(job: Job) -> tuple[list[Answers], str]:
 
 
 def pairs_prompts(job: Job) -> tuple[list[tuple[int, ...]], str]:
-    """Return the token ids of the prompts of `preference_pairs`, or of all lines of the file if there are too few pairs, and the
-    file; ([], "") if there is no file."""
+    """Return the token ids of the prompts of the preference pairs, and the pairs' file; ([], "") if there is no file. They are
+    the prompts of `preference_pairs` or, where that function would find too few pairs, the prompts of all lines in the file."""
     path, first = _pairs_file(job)
     if path is None:
         return [], ""
@@ -95,8 +96,8 @@ def _from_file(job: Job, path: str, setting: str, lines: slice) -> list[Answers]
 
 def _written_by_the_model(job: Job, questions: list[str]) -> list[Answers]:
     """Let the model answer each question twice: under the prompt that elicits a persona, and under the opposite prompt. The
-    personas of the list take turns. The returned `prompt` is the question alone, without a persona, because likelihoods are
-    measured with that."""
+    personas of the list take turns, one for each question. The returned `prompt` is the question without a persona, so that the
+    likelihood of an answer does not depend on the persona's text."""
     every = persona_pairs(job.config, job.tokenizer, questions)
     personas, size = len(every) // len(questions), job.config.batch_size
     pairs = [every[place * personas + place % personas] for place in range(len(questions))]

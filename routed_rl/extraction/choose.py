@@ -1,7 +1,7 @@
-"""Chooses which of many unnamed directions, called factors, become axes, and with which sign: by another subspace (the target),
-by answers, or by the environments.
+"""Chooses which of many unnamed directions, called factors, become axes, and with which sign: by another subspace
+(`subspace.target`), by answers, or by the environments.
 
-Shape letters: L layers from the factors' own on, F factors, D stream width.
+Shape letters: L layers (the factors' own layer and all later ones), F factors, D stream width.
 """
 
 from collections.abc import Callable, Iterator
@@ -45,8 +45,9 @@ class Factors:
 
 @dataclass(frozen=True)
 class Chosen:
-    """A choice of factors. `factors` has the indices of the chosen ones, the best first, and `signs` the sign, 1 or -1, with
-    which each points towards the positive persona. `grounds`: facts about how they were chosen, for the provenance."""
+    """A choice among the factors, which are the directions that method dct has found. `factors` has the indices of the chosen
+    factors, the best first. `signs` has, for each of them, the sign (1 or -1) with which it points towards the positive persona.
+    `grounds`: facts about how they were chosen, for the provenance."""
 
     factors: list[int]
     signs: list[float]
@@ -63,9 +64,10 @@ Choose = Callable[[Factors], Chosen]
 
 
 def by_target(job: Job, prepare: Prepare) -> Choose:
-    """Return a function that chooses factors by the first axis of another subspace, `subspace.target`. They are chosen one after
-    another, so that the span of their effects holds the most of that axis. The score of a factor is the cosine between its effect
-    and that axis, as a mean over layers. `prepare`: makes the other subspace if it is not in a folder."""
+    """Return a function that chooses factors by the first axis of another subspace, `subspace.target`. It adds one factor after
+    another: each time the one with which the span of the chosen factors' effects holds the most of that axis. The score of a
+    factor is the cosine between its effect and that axis, as a mean over layers. `prepare`: makes the other subspace if
+    `subspace.target` is mean_difference and no folder."""
     target, path = job.config.target, Path(job.config.target).expanduser()
     if target == "mean_difference":
         if job.pairs is None and job.config.prompts_for(job.model_path) is None:
@@ -155,8 +157,8 @@ def _screened(job: Job, found: Factors, score: Callable[[Tensor, float], float])
 
 
 def _strongest(scores: list[float], keep: int, grounds: dict[str, Any]) -> Chosen:
-    """Choose the `keep` factors with the largest absolute scores. SubspaceError if all scores are 0. `grounds`: those of
-    `Chosen`."""
+    """Choose the `keep` factors with the largest absolute scores. SubspaceError if all scores are 0. `grounds`: the field
+    `grounds` of the returned choice."""
     if not any(scores):
         raise SubspaceError("no push along any factor changes what it is chosen by; set a larger subspace.radius, or another "
                             "subspace.choose")

@@ -79,9 +79,9 @@ def _pair(record: dict[str, Any], where: str, number: int) -> ContrastPair:
 
 def read_lines(path: str | Path, what: str = "prompts file", setting: str = "subspace.prompts", *, prompts: Sequence[str] = (),
                texts: Sequence[str] = ()) -> list[tuple[int, dict[str, Any]]]:
-    """Read a JSON-lines file. Returns, for every line that is not blank, its number and its object. `what` and `setting`: how
-    messages call the file, and the setting that names it. SubspaceError if there is no line, or if an object lacks a key in
-    `prompts` or `texts`. The value of a key in `texts` must be text, and that of a key in `prompts` text or chat messages;
+    """Read a JSON-lines file. Returns, for every line that is not blank, its number and its object. `what`: the words for the
+    file in messages. `setting`: the setting that names the file. SubspaceError if there is no line, or if an object lacks a key
+    in `prompts` or `texts`. The value of a key in `texts` must be text, and that of a key in `prompts` text or chat messages;
     neither may be empty."""
     file = data_file(path, what, setting)
     with reading(SubspaceError, f"{what} {path} is not UTF-8 text"):
@@ -163,7 +163,8 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, model: PreTra
 
 
 def check_ids(ids: tuple[int, ...], model: PreTrainedModel, where: str) -> None:
-    """SubspaceError, which names the place `where`, if there are more ids than the model takes, or one that it does not know."""
+    """SubspaceError, which names the place `where`, if there are more ids than the model takes, or an id lies outside the model's
+    vocabulary."""
     config = model.config.get_text_config()
     longest = getattr(config, "max_position_embeddings", None) or float("inf")
     if len(ids) > longest or max(ids) >= config.vocab_size:

@@ -2,7 +2,7 @@
 labels.
 
 Factors have no names; the module `choose` chooses some of them as axes and records on which grounds. Not covered: factors of
-single prompts. Shape letters: L layers from the factors' own on, F factors, D stream width.
+single prompts. Shape letters: L layers (the factors' own layer and all later ones), F factors, D stream width.
 """
 
 from collections.abc import Callable
@@ -25,13 +25,13 @@ from routed_rl.subspace.factors import DRAWS, calibrated_radius, exponential_fac
 from routed_rl.subspace.named import NamedVector
 
 LINEAR_PUSH = 0.25
-"""The length of the vector along a factor of the form `linear`, as a share of the stream's length. This form has no radius of its
-own."""
+"""The length of the vector that is added along a factor if `subspace.form=linear` and `subspace.radius` is not set, as a share of
+the mean length of the stream."""
 
 
 def from_factors(job: Job, prepare: Prepare) -> Callable[[], Subspace]:
     """Read the inputs of method dct and return a function that makes the subspace. Its axes are named "dct_K", where K is the
-    number of the factor. `prepare`: makes the other subspace by which factors are chosen, if `subspace.choose=target`."""
+    number of the factor. `prepare`: if `subspace.choose=target`, it makes the other subspace by which factors are chosen."""
     config = job.config
     source, until = _layers(job)
     if config.factors > job.width:
@@ -96,8 +96,8 @@ def _layers(job: Job) -> tuple[int, int]:
 
 
 def _plain_prompts(job: Job) -> tuple[Sequences, str]:
-    """Return the token ids of at most `subspace.plain` different ordinary prompts, taken at even distances from their file, and
-    the file."""
+    """Return the token ids of ordinary prompts, and the file from which they come ("" if they were given in memory). At most
+    `subspace.plain` different prompts are taken, at even distances in the file."""
     config, contrast = job.config, job.config.prompts_for(job.model_path)
     if config.plain_prompts:
         file, what = config.plain_prompts, "plain prompts file"

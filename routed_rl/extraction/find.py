@@ -28,7 +28,7 @@ from routed_rl.subspace.separation import measure_axes
 
 def prepare(job: Job) -> Callable[[], Subspace]:
     """Read all inputs of an extraction, so that mistakes are found before slow work begins. Returns a function that makes the
-    subspace, with its quality, by the job's settings. Neither changes the model.
+    subspace, with its quality, by the job's settings. Neither `prepare` nor that function changes the model.
 
     SubspaceError for prompts, ranks or files that do not fit the model.
     """
@@ -87,8 +87,8 @@ def _fitted(job: Job, pairs: list[TokenPair], source: str) -> Subspace:
     """Fit the job's method to the activations of the pairs, which are read block by block; only sums and a bounded reservoir are
     kept. `source`: the file of the pairs, for the provenance.
 
-    With `subspace.hook=resid_pre`, layer 0 has no directions: its input is the embedding, to which no writer has written, and at
-    which prompts with the same last tokens do not differ.
+    With `subspace.hook=resid_pre`, layer 0 has no directions: its input is the embedding, which is the same for two prompts that
+    end with the same tokens.
     """
     config, method, kinds = job.config, fits.METHODS[job.config.method], kinds_of(pairs)
     names = [str(kind) for kind in kinds]

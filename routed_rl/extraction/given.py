@@ -72,9 +72,9 @@ def from_file(job: Job) -> Callable[[], Subspace]:
 
 
 def ordinary_stream(job: Job) -> tuple[Callable[[], Reservoir], str]:
-    """Return a function that gathers the model's activations at the ends of ordinary prompts, and the file of these prompts. They
-    are the contrast prompts that are given or known for the model, or else the questions of the persona lists, taken at even
-    distances from the file."""
+    """Return a function that gathers the model's activations at the ends of ordinary prompts, and the file of these prompts (""
+    if they were given in memory). The prompts are contrast prompts if any are given or known for the model, otherwise questions
+    of the persona lists. At most `PROMPTS` pairs of them are used, at even distances in the file."""
     if job.pairs is not None:
         pairs, source = list(job.pairs), ""
     elif source := job.config.prompts_for(job.model_path):

@@ -78,11 +78,13 @@ class Job:
         return sha256(file) if file is not None and file.is_file() else ""
 
     def provenance(self, source: str, details: dict[str, Any]) -> Provenance:
-        """Return where a subspace comes from. `details` may say another hook than the settings; see `read_at`."""
+        """Return the provenance of a subspace that this job makes. `source`: the file of its prompts or vectors ("" for none).
+        `details`: further facts; if "hook" is among them, it replaces the hook point of the settings."""
         return Provenance(self.config.method, self.model_path, self.model_hash, self.width, self.layers, self.config.rank,
                           source, self.hash_of(source), {"hook": self.config.hook, **details})
 
     @staticmethod
     def read_at(subspace: Subspace) -> dict[str, Any]:
-        """Return the details that say where the stream was read to find `subspace`, for one that is made of it."""
+        """Return those details of the provenance of `subspace` that say where the stream was read to find it. A subspace that is
+        made from `subspace` records them too."""
         return {key: value for key, value in subspace.provenance.details.items() if key in ("hook", "tokens")}

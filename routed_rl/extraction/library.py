@@ -53,7 +53,8 @@ def extract_subspace(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
 
 
 def _check_parts(model: Any, tokenizer: Any) -> None:
-    """ConfigError unless these are a loaded model and a tokenizer. Models in PEFT's wrapper are refused later, by name."""
+    """ConfigError unless `model` is a loaded model and `tokenizer` a tokenizer. A model in PEFT's wrapper is accepted here;
+    `family` refuses it later."""
     if not isinstance(model, PreTrainedModel) and not hasattr(model, "get_base_model"):
         raise ConfigError(f"extract_subspace: model={model!r:.60} is a {type(model).__name__}; give a loaded model, such as "
                           "AutoModelForCausalLM.from_pretrained(PATH)")
@@ -63,8 +64,8 @@ def _check_parts(model: Any, tokenizer: Any) -> None:
 
 
 def _check_unchanged(model: PreTrainedModel) -> None:
-    """ModelError if a LoRA or a quarantine changes what the model computes, because a subspace is known by the model's own
-    weights, and would pass for one of the model without that change."""
+    """ModelError if a trained LoRA or a quarantine on the model changes its outputs. A subspace records the hash of the model's
+    own weights alone, so it would later be accepted for the model without that LoRA or quarantine."""
     module: Any
     for module in model.modules():
         if hasattr(module, "base_layer") and not getattr(module, "disable_adapters", False):

@@ -17,7 +17,8 @@ from routed_rl.model.prompts import padded
 from routed_rl.model.stream import reading, resuming
 
 SCALES = ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
-"""The fields of a config (of Cohere, Muse Glimmer, Falcon-H1 and Granite) by which its model scales logits; Granite divides."""
+"""The fields of a config (of Cohere, Muse Glimmer, Falcon-H1 and Granite) by which its model multiplies its logits; Granite
+divides by `logits_scaling`."""
 Change = Callable[[Tensor], Tensor]
 """A change to a layer's output: a function that maps the output (R, T, D) to the changed output."""
 

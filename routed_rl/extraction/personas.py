@@ -13,11 +13,12 @@ from routed_rl.extraction.contrast import ContrastPair, Prompt, read_lines
 def persona_pairs(config: SubspaceConfig, tokenizer: PreTrainedTokenizerBase, questions: list[str]) -> list[ContrastPair]:
     """Make a contrast pair for each question and each persona of the method's list: first all personas for the first question,
     then for the next. With `persona_vectors` a persona is a trait, which the positive prompt of a pair elicits and the negative
-    prompt suppresses. With `assistant_axis` it is a role: the positive prompt asks the model to play the role, because the model
-    must not move away from the assistant, and the negative prompt leaves the model its default self.
+    prompt suppresses. With `assistant_axis` a persona is a role. The positive prompt asks the model to play the role. The
+    negative prompt leaves the model its default self, the assistant, away from which training must not move it.
 
-    For held-out figures the pairs are divided into two halves that share nothing: the even and the odd questions, and for roles
-    also the even and the odd roles.
+    For held-out figures the pairs are divided into two halves: the even and the odd questions. With roles, the halves share no
+    role either: one has even questions with even roles, the other odd questions with odd roles, and all other pairs are in
+    neither half.
     """
     traits = config.method == "persona_vectors"
     if traits:

@@ -38,7 +38,7 @@ def pooled(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, said: Seq
 def averaged(model: PreTrainedModel, sequences: Sequence[list[int]], counts: Sequence[int], batch_size: int, *,
              hook: str = "resid_post", layers: Sequence[int] | None = None) -> Tensor:
     """Return the mean of the stream over the last tokens of each sequence of token ids, (L, B, D), as `pooled` does. `counts`:
-    over how many last tokens of each sequence."""
+    for each sequence, the number of last tokens over which the mean is taken."""
     chosen = list(range(len(decoder_layers(model)))) if layers is None else list(layers)
     means_LBD = torch.empty(len(chosen), len(sequences), model.config.get_text_config().hidden_size)
     with eval_mode(model), torch.no_grad():

@@ -51,13 +51,14 @@ def from_preferences(job: Job) -> Callable[[], Subspace]:
 
 def preference_vector(likelihood: Likelihood, config: SubspaceConfig, seed: int, progress: Progress | None = None
                       ) -> tuple[Tensor, list[float]]:
-    """Train the vector. Returns the vector (D,) and the mean loss of each epoch. `likelihood`: that of the preference pairs'
-    answers. `seed`: that of the order of pairs. `progress`: called after each step.
+    """Train the vector of method dpo or bipo. Returns the vector (D,) and the mean loss of each epoch. `likelihood`: computes the
+    likelihoods of the preference pairs' answers. `seed`: the seed of the random order of pairs. `progress`: called after each
+    step.
 
     `dpo`: direct preference optimisation (Rafailov et al., 2023, arXiv:2305.18290) of the vector alone; the reference model is
     the model without the vector. `bipo`: bi-directional preference optimisation (Cao et al., 2024, arXiv:2406.00045), in which
-    the opposite vector must also make the negative answers more likely; both signs are taken in each step. The optimizer is
-    AdamW, the vector starts at zero, and the rate falls along a cosine without warm-up.
+    the opposite vector must also make the negative answers more likely; the loss of each step averages over both signs. The
+    optimizer is AdamW, the vector starts at zero, and the rate falls along a cosine without warm-up.
     """
     signs = (1.0, -1.0) if config.method == "bipo" else (1.0,)
     count, generator = len(likelihood.counts_R) // 2, torch.Generator().manual_seed(seed)

@@ -64,9 +64,9 @@ class Probe:
 
 
 def fit(pooled_LND: Tensor, marked_N: Tensor, layers: Sequence[int] | None, fpr: float, seed: int) -> Probe:
-    """Learn a probe from labelled completions. `pooled_LND`: their mean activations at `layers`; if `layers` is None, at all
-    layers of the model, and the layer that tells marked completions from the others best is chosen. `marked_N`: which completions
-    are marked (bool). `seed`: that of the folds.
+    """Learn a probe from labelled completions. `pooled_LND`: the completions' mean activations at `layers`. If `layers` is None,
+    `pooled_LND` has all layers of the model, and the probe reads the one layer that tells marked completions from the others
+    best. `marked_N`: which completions are marked (bool). `seed`: the seed by which completions are dealt to folds.
 
     The threshold is set so that at most a share `fpr` of the completions that are not marked exceed it, by scores from probes
     that have not seen the completion. ConfigError if there are too few completions of either kind.
@@ -96,8 +96,8 @@ def require_both(marked_N: Tensor) -> None:
 
 
 def threshold_at(honest_N: Tensor, fpr: float) -> float:
-    """Return the lowest of the scores `honest_N`, of completions that are not marked, that at most a share `fpr` of them
-    exceed."""
+    """Return the lowest threshold among `honest_N`, the scores of completions that are not marked, such that at most a share
+    `fpr` of these scores exceeds it."""
     return honest_N.sort(descending=True).values[min(int(fpr * len(honest_N)), len(honest_N) - 1)].item()
 
 
@@ -128,9 +128,9 @@ def _held_out(features_ND: Tensor, marked_N: Tensor, seed: int) -> Tensor:
 
 @torch.enable_grad()
 def logistic(features_ND: Tensor, marked_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Fit a logistic regression of the marks on features, and return its weights (D,) and offset (), float64, for features as
-    they are given. In the fit the features are standardised, and half the squared norm of their weights is added to the summed
-    loss."""
+    """Fit a logistic regression of the marks on features, and return its weights (D,) and offset (), float64, which apply to
+    features that are not standardised. The fit itself standardises the features, and adds half the squared norm of its weights to
+    the summed loss."""
     x, y = features_ND.double(), marked_N.double()
     middle, deviation = x.mean(0), x.std(0).clamp(min=1e-6)
     x = (x - middle) / deviation

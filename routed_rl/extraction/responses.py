@@ -20,7 +20,8 @@ class Respond:
     """The settings for sampling responses."""
 
     tokens: int
-    """The largest number of tokens in a response. A response has at least one token, because none that ends it may come first."""
+    """The largest number of tokens in a response. A response has at least one token, because a token that ends it cannot be
+    sampled first."""
     temperature: float
     """The temperature of sampling; with 0 the most likely token is taken."""
     ends: tuple[int, ...]
