@@ -1,5 +1,5 @@
-"""Puts on a model the LoRA that is trained: a stock PEFT adapter on the frozen model, in float32 whatever the type of the model's
-weights.
+"""Puts the LoRA that is trained on a model. It is a stock PEFT adapter on the frozen model, and is in float32 whatever the type
+of the model's weights.
 
 PEFT puts its modules into the model itself, so code that runs the model need not know about them; the trainer gets PEFT's wrapper
 around the model. Not covered: several adapters, adapters on embeddings and on the experts of a mixture.
@@ -29,8 +29,8 @@ from routed_rl.routing.shards import whole
 
 def attach(model: PreTrainedModel, config: AdapterConfig, writers: list[Writer], seed: int) -> PeftModel:
     """Put a LoRA with the settings `config` on the model in place, and return PEFT's wrapper around the model. The model's own
-    weights are frozen. The model's outputs do not change, because one factor of each product is 0. `writers`: the model's
-    writers. `seed`: that of the other factor.
+    weights are frozen. The model's outputs do not change, because the factor B of each product `BA` begins at 0. `writers`: the
+    model's writers. `seed`: the seed by which the factors A are drawn.
 
     ConfigError for a LoRA that cannot be trained and routed. The global state of random numbers does not change.
     """

@@ -38,7 +38,8 @@ class ChatTokens:
         """Return the token ids from the end of the model's last turn to the start of its next turn. `messages`: the conversation
         so far, which ends with the model's last turn. `answer`: the new messages, which stand between the two turns.
 
-        The ids begin with the tokens by which the template ends a turn, unless the model has generated these tokens itself.
+        The ids begin with the tokens by which the template ends a turn, even if the model has generated the first of these tokens
+        itself; the caller then drops it.
         """
         turn = {**messages[-1], "content": TURN}
         parts = render(self.tokenizer, [*messages[:-1], turn, *answer], tools).split(TURN)

@@ -50,9 +50,9 @@ def load_model(path: str, dtype: str | torch.dtype = "float32", *, frozen: bool 
     as usual.
 
     The model gets the special token ids of `load_tokenizer(path)`. Every id at which the stored generation config stops also ends
-    a text. Nothing else of this config is used to generate; `write_generation_config` writes the rest to a folder. ModelError for
-    another dtype, an adapter, quantised or missing weights, or a path that cannot be read; CheckpointError for a folder that was
-    changed after it was sealed.
+    a text. The other settings of the stored generation config do not affect how the model generates; `write_generation_config`
+    writes them to a folder. ModelError for another dtype, an adapter, quantised or missing weights, or a path that cannot be
+    read; CheckpointError for a folder that was changed after it was sealed.
     """
     kind = {"float32": torch.float32} | ({"bfloat16": torch.bfloat16} if frozen else {})
     if (name := str(dtype).removeprefix("torch.")) not in kind:
@@ -138,9 +138,9 @@ def load_tokenizer(path: str, date: str | None = None) -> PreTrainedTokenizerFas
 
 
 def check_fits(tokenizer: PreTrainedTokenizerFast, rows: int, path: str) -> None:
-    """ModelError if the tokenizer has tokens for which the embedding, with this number of `rows`, has no row. A special token
-    (for images, in a family whose larger models read them) may lack one unless it ends or pads texts, because `encode_prompts`
-    refuses a prompt that has it."""
+    """ModelError if the tokenizer has tokens for which the embedding, with this number of `rows`, has no row. A special token may
+    lack a row unless it begins, ends or pads texts; an example is an image token in a model for text. `encode_prompts` refuses a
+    prompt that has such a token."""
     own = {int(getattr(tokenizer, name)) for name in SPECIAL_IDS if getattr(tokenizer, name) is not None}
     special = {place for place, token in tokenizer.added_tokens_decoder.items() if token.special}
     if (largest := max(own | set(tokenizer.get_vocab().values()) - special)) >= rows:
@@ -150,8 +150,8 @@ def check_fits(tokenizer: PreTrainedTokenizerFast, rows: int, path: str) -> None
 
 
 def _is_generic(path: str) -> bool:
-    """Whether the folder's tokenizer.json describes the tokenizer completely, as tokenizer_config.json says by its class. For
-    some model types (qwen2) AutoTokenizer would replace the pre-tokenizer of such a tokenizer."""
+    """Whether the tokenizer.json in the folder `path` describes the tokenizer completely: whether tokenizer_config.json names a
+    generic class. For some model types (qwen2) AutoTokenizer would replace the pre-tokenizer of such a tokenizer."""
     file = Path(path).expanduser() / "tokenizer_config.json"
     try:
         return read_json(file).get("tokenizer_class") in GENERIC_TOKENIZERS
@@ -160,7 +160,7 @@ def _is_generic(path: str) -> bool:
 
 
 def _rows(path: str) -> int | None:
-    """Return the number of rows of the model's embedding, read from its config.json alone; None if that does not say it.
+    """Return the number of rows of the model's embedding, read from its config.json alone; None if config.json has no vocab_size.
     ModelError if config.json describes a model that cannot be trained."""
     with reading(ModelError, f"no model could be loaded from {path!r}: config.json is damaged"):
         config = _read(PreTrainedConfig.get_config_dict, path)[0]
@@ -230,7 +230,7 @@ def _gguf_tokenizer(path: str) -> PreTrainedTokenizerFast:
 
 
 def _turn_end(tokenizer: PreTrainedTokenizerFast) -> str | None:
-    """Return the special token that closes an assistant's message in the chat template; None if none does."""
+    """Return the special token that closes an assistant's message in the chat template; None if no special token does."""
     probe = "ROUTED-RL-PROBE"
     messages = [{"role": "system", "content": "?"}, {"role": "user", "content": "?"}, {"role": "assistant", "content": probe}]
     # Some templates refuse a system message, others require one.

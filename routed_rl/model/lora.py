@@ -70,7 +70,8 @@ def lora_config(model: PreTrainedModel, config: AdapterConfig, writers: list[Wri
 
 
 def is_lora(settings: Any) -> bool:
-    """Whether `settings` (of any type) are PEFT's settings of a LoRA. Those of AdaLoRA, which are derived from them, are not."""
+    """Whether `settings` (of any type) are PEFT's settings of a LoRA. An `AdaLoraConfig` does not count, although its class is
+    derived from `LoraConfig`."""
     return isinstance(settings, LoraConfig) and settings.peft_type == PeftType.LORA
 
 

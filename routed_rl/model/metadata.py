@@ -12,9 +12,9 @@ from routed_rl.model.targets import decoder_layers, family
 
 
 def family_metadata(model: PreTrainedModel) -> dict[str, str]:
-    """Return the metadata under the keys `FAMILY` and `PLACES` (see `families`), as text. It is empty for a model whose type is
-    in the table of families. For a model with a LoRA it is always the value of `FAMILY` alone, because checkpoints of a LoRA hold
-    none of the model's weights and do not say its type."""
+    """Return the metadata under the keys `FAMILY` and `PLACES` (see `families`), as text. For a model with a LoRA it has the key
+    `FAMILY` alone, because checkpoints of a LoRA do not say the model's type and hold none of the model's weights. For any other
+    model whose type is in the table of families it is empty."""
     row, places = family(model), dict[str, Place]()
     if is_adapted(model):
         return {FAMILY: row.to_json()}

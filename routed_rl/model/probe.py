@@ -21,8 +21,8 @@ ROWS, TOKENS = 2, 7
 
 
 def trace(model: PreTrainedModel, layers: str, writers: list[str], *, training: bool) -> Trace:
-    """Run the model with its graph cut, and return the trace. `layers`: the name of the list of layers. `writers`: names of
-    modules in a layer; if there are any, the graph is cut only behind these modules and the norms that read them. `training`:
+    """Run one forward pass with the graph cut, and return its record. `layers`: the name of the list of layers. `writers`: names
+    of modules in a layer; if there are any, the graph is cut only behind these modules and the norms that read them. `training`:
     whether the model runs in training mode."""
     with _everything_trains(model):
         model.train(training)

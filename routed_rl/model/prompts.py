@@ -70,8 +70,8 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, tools: Messag
 
 def render_apart(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str | None:
     """Render a whole conversation in a process of its own, for a template that is not trusted, and return the text. None if the
-    template refuses these messages. ModelError for a template that does not end or fills the memory, even if it could not be
-    interrupted within this process."""
+    template refuses these messages. ModelError for a template that does not end or fills the memory. Such a template is stopped
+    even where `at_most` could not interrupt it."""
     ours, theirs = multiprocessing.Pipe(duplex=False)
     if (child := os.fork()) == 0:
         try:
@@ -98,8 +98,8 @@ def render_apart(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str 
 
 @contextmanager
 def decoding_whole(tokenizer: Any) -> Iterator[None]:
-    """Inside the block, TRL decodes completions as everything else here does. By a response template of the tokenizer, it would
-    give reward functions a part of each completion only, for example without the reasoning."""
+    """Inside the block, TRL gives reward functions the whole text of each completion, because the tokenizer's response template
+    is taken away. With that template, TRL would leave out parts of a completion, for example the reasoning."""
     template, tokenizer.response_template = getattr(tokenizer, "response_template", None), None
     try:
         yield

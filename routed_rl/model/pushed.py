@@ -19,8 +19,8 @@ from routed_rl.model.stream import reading, resuming
 
 @contextmanager
 def eager_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Inside the block, the model uses an implementation of attention that has forward-mode derivatives; afterwards it uses its
-    own again."""
+    """Inside the block, the model uses the implementation `eager` of attention, which has forward-mode derivatives. Afterwards
+    the model uses its former implementation again."""
     before = getattr(model.config, "_attn_implementation", None) or "eager"
     model.set_attn_implementation("eager")
     try:
@@ -35,10 +35,10 @@ class Pushed:
 
     def __init__(self, model: PreTrainedModel, sequences: Sequence[Sequence[int]], layer: int, positions: int,
                  batch_size: int) -> None:
-        """`sequences`: the token ids of the prompts. `layer`: the layer whose output gets the vectors. `positions`: the
-        effects of a vector on the stream are means over so many last tokens of each prompt, or over all if it has fewer.
-        `batch_size`: about how many rows (a prompt with an added vector) are run at a time. The layers up to `layer` are run
-        once, here."""
+        """`sequences`: the token ids of the prompts. `layer`: the layer whose output gets the vectors. `positions`: the number of
+        last tokens of each prompt over which the effects of a vector on the stream are averaged; a prompt with fewer tokens is
+        averaged over all of them. `batch_size`: about how many rows (a prompt with an added vector) are run at a time. The layers
+        up to `layer` are run once, here."""
         self.model, self.layer = model, layer
         self.ids_BT, self.mask_BT = (each.to(model.device) for each in padded(sequences))
         ends = self.mask_BT.sum(1, keepdim=True)

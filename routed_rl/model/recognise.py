@@ -1,6 +1,7 @@
 """Finds the family of a model by running it on random tokens. In each layer the writers are the linear modules and mixtures whose
 outputs, behind an optional norm or times a constant, add up to what the layer adds to the stream. This is verified to rounding,
-in evaluation and in training mode. A model for which it does not hold is refused in one line that says what was found."""
+in evaluation and in training mode. A model whose writers do not add up in this way is refused, with an error of one line that
+says what was found."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,8 +23,8 @@ WAY_OUT = "if you know its writers, name them: model.writers=[self_attn.o_proj,m
 
 def recognise(model: PreTrainedModel, writers: Sequence[str] = ()) -> Family:
     """Find the family of a model of any type. `writers`: the names of the writers, relative to a layer, if they are known; a
-    layer need not have all of them. If there are none, the writers are found. ModelError for a model that is not recognised, or
-    of which these are not the writers."""
+    layer need not have all of them. If there are none, the writers are found. ModelError if the model is not recognised, or if
+    the modules in `writers` are not its writers."""
     try:
         layers = find_layers(model)
         _require_known(model, layers, writers)

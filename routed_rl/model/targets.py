@@ -66,9 +66,9 @@ def family(model: PreTrainedModel) -> Family:
 
 
 def name_writers(model: PreTrainedModel, writers: Sequence[str]) -> Family:
-    """Declare which modules are the writers of a model, whatever its type, and return the family that follows. `writers`: their
-    names relative to a layer; if empty, they are found. Either way they are verified by running the model, and `family(model)`
-    returns the result from then on. ModelError if they are not the model's writers."""
+    """Declare which modules are the writers of a model, whatever its type, and return the family with these writers. `writers`:
+    their names relative to a layer; if empty, they are found. Either way they are verified by running the model, and
+    `family(model)` returns the result from then on. ModelError if they are not the model's writers."""
     with without_adapters(model):  # otherwise the factors of a LoRA would be taken for writers
         found = recognise(model, writers)
     object.__setattr__(model, FOUND, found)

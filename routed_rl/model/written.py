@@ -17,7 +17,7 @@ from routed_rl.routing.experts import mix
 
 @dataclass(frozen=True)
 class Found:
-    """A writer in one layer, as the trace shows it. `eps` is that of the norm."""
+    """A writer in one layer, as the layer's trace shows it. `eps` is the eps of the norm in `norm`; None if there is no norm."""
 
     name: str
     module: nn.Module
@@ -114,7 +114,8 @@ def _writer(layer: LayerTrace, source: Cut, cut: Cut, name: str) -> Found:
 
 @torch.no_grad()
 def _require_linear(cut: Cut, name: str) -> None:
-    """ModelError if the output at `cut` is neither a product with the module's weight nor that of a mixture of gated experts."""
+    """ModelError if the output at `cut` is neither a product with the module's weight nor the output of a mixture of gated
+    experts."""
     module, inputs = cut.module, cut.inputs
     if is_mixture(module):
         fits = {key for key, _ in module.named_parameters()} == {"gate_up_proj", "down_proj"} and hasattr(module, "act_fn")
@@ -132,7 +133,7 @@ def _require_linear(cut: Cut, name: str) -> None:
 
 
 def _gain_of(source: Cut, norm: Cut, name: str) -> tuple[float, float]:
-    """Return the number that the norm behind a writer adds to its weight, and the norm's eps. ModelError if it is no
+    """Return the number that the norm behind a writer adds to its weight, and the norm's eps. ModelError if the norm is no
     root-mean-square norm with a gain. `source`, `norm`: the cuts behind the writer and the norm."""
     weight, y = getattr(norm.module, "weight", None), source.output.detach().reshape(norm.output.shape)
     eps = next((float(getattr(norm.module, key)) for key in ("variance_epsilon", "eps") if hasattr(norm.module, key)), None)
