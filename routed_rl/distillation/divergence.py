@@ -36,8 +36,8 @@ class Row:
 
 
 def chunks(rows: Sequence[Row], vocabulary: int) -> Iterator[list[int]]:
-    """Yield lists of row indices in the order of the rows' length. The logits of one list have at most `LARGEST_LOGITS` numbers,
-    where each token has as many as the `vocabulary` is large; a row that has more comes alone."""
+    """Yield lists of row indices, the shortest rows first. The rows of one list together, padded to the same length, have at most
+    `LARGEST_LOGITS` logits; a row that has more is in a list by itself. `vocabulary`: the number of logits of one token."""
     chunk: list[int] = []
     for place in sorted(range(len(rows)), key=lambda place: len(rows[place].ids)):
         if chunk and (len(chunk) + 1) * len(rows[place].ids) * vocabulary > LARGEST_LOGITS:
@@ -73,8 +73,8 @@ def token_losses(teacher_NV: Tensor, student_NV: Tensor, tokens_N: Tensor, actio
     student) for one whose target is noise. `actions_N` holds the gate's decisions.
 
     With `sampled`, the loss of a kept token is the teacher's log-probability of this token minus the student's. Over tokens that
-    the teacher draws, its mean is the forward KL. This is for gates that judge the token that was written: they have not judged
-    the other tokens of the distribution.
+    the teacher draws, its mean is the forward KL. The loss `sampled` is for a gate that has judged only the token that was
+    written, and not the other tokens that the teacher might have written there.
     """
     if sampled:
         kept_N = (teacher_NV - student_NV).gather(1, tokens_N.unsqueeze(1)).squeeze(1)

@@ -1,8 +1,9 @@
 """Gates, which decide for each token whether the student learns it: a gate keeps the token, skips it, or makes noise its target.
 
 Gate `detector`: a linear probe on the base model's activations, learned from few labels, scores the completion up to each of its
-tokens. Gate `models`: the score of a token is KL(unlearned ‖ teacher), which is high where the unlearned model, or the base
-model, would have continued in another way. All decisions are made before the student learns.
+tokens. Gate `models`: the score of a token is KL(unlearned ‖ teacher), which is high where the unlearned model would have
+continued in another way than the teacher. If the user names no unlearned model, it is the base model. All decisions are made
+before the student learns.
 """
 
 from collections.abc import Sequence
@@ -92,8 +93,8 @@ def _shares(actions: list[list[int]]) -> dict[str, float]:
 
 
 def _agreement(rows: Sequence[Row], scores: list[Tensor], actions: list[list[int]]) -> dict[str, float | int | None]:
-    """Compare the gate with the flags of the teacher's completions. A completion counts as gated if any of its tokens is, and its
-    score is the largest score of its tokens."""
+    """Compare the gate with the flags of the teacher's completions. A completion counts as gated if any of its tokens is skipped
+    or gets noise, and its score is the largest score of its tokens."""
     ours = [(row.marked, float(score.max()), any(action)) for row, score, action in zip(rows, scores, actions, strict=True)
             if row.environment is not None and row.counted]
     bad, good = ([each for each in ours if each[0] == kind] for kind in (True, False))

@@ -46,7 +46,8 @@ class Texts:
 
     @cached_property
     def pools(self) -> list[list[int]]:
-        """Indices of the completions that are learned from, and of the generic texts. An empty pool is left out."""
+        """Two lists of indices of rows: the completions, and the generic texts. Held-out rows are in neither list (unless there
+        are fewer than ten rows), and an empty list is left out."""
         away = set(self.held_out) if len(self.rows) >= 10 else set[int]()
         every = [[place for place, row in enumerate(self.rows) if place not in away and (row.environment is None) == generic]
                  for generic in (False, True)]
@@ -146,8 +147,8 @@ class Distillation:
         return losses_N, teacher_NV, actions_N
 
     def _done(self) -> bool:
-        """Measure if a measurement is due, and return whether training ends. With a gate that judges written tokens only the last
-        step ends it, because the loss of the tokens that such a gate keeps may fall below 0."""
+        """Measure if a measurement is due, and return whether training ends. With a gate for which `samples_tokens` is true,
+        training always runs to the last step, because the loss of the tokens that such a gate keeps may fall below 0."""
         if (not self.curve or self.curve[-1]["step"] != self.step) and (self.step % EVERY == 0 or self.step >= self.asked.steps):
             self.curve.append(self.measure())
         near = self.curve[-1]["loss"] <= self.goal and self.asked.within > 0 and not samples_tokens(self.asked)

@@ -52,7 +52,7 @@ class Given:
     probe: Probe | None
     """The linear probe of the gate `detector`; None for another gate."""
     unlearned: PreTrainedModel
-    """The model that the gate `models` compares the teacher with."""
+    """The model that the gate `models` compares the teacher with; the base model unless the user names another one."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,8 @@ def make(given: Given, work: Path) -> Made:
 
 
 def _texts(given: Given, teacher: PreTrainedModel, work: Path) -> list[Row]:
-    """Collect the teacher's completions, which are written once, and the generic texts. Before that, the estimated time of the
-    whole command is printed."""
+    """Return the teacher's completions and the generic texts. If an earlier call has stored them in `work`, they are read from
+    there. Otherwise the estimated time of the whole command is printed before the teacher writes."""
     file, tokenizer = work / "texts.json", given.parts.tokenizer
     if file.exists():
         return [Row(*each) for each in read_json(file)]

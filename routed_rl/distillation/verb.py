@@ -29,9 +29,10 @@ RECORD = "robustified.json"
 
 def robustify(target: str, asked: RobustifyConfig, out: str, envs: list[str] | None = None, teacher: str | None = None,
               step: int | None = None) -> Path:
-    """Write the student to `out`: a plain model, or a LoRA if the run trained one. `target` is the run folder, and `envs` names
-    the environments whose prompts are answered (None: all). `teacher` is a folder that holds the run's deployed model after
-    `step` (or the last step); default: RUN/deployed."""
+    """Write the student, which is the noised copy after distillation, to the folder `out`, and return that folder. It holds a
+    plain model, or a LoRA if the run trained one. `target` is the run folder, and `envs` names the environments whose prompts are
+    answered (None: all). `teacher` is a folder that holds the run's deployed model after `step` (or the last step); default:
+    RUN/deployed."""
     run, folder = RunFolder.open(target), Path(out).expanduser().absolute()
     if folder.exists():
         raise ConfigError(f"--out {out} exists already; give another folder")
@@ -68,7 +69,7 @@ def _teacher(run: RunFolder, config: Config, asked: RobustifyConfig, teacher: st
 
 
 def _agree(work: Path, facts: dict[str, Any]) -> None:
-    """ConfigError if the work folder was made with other settings."""
+    """ConfigError if the work folder `work`, left by an earlier call, was made with other settings than those in `facts`."""
     there = read_object(work / "facts.json", {})
     if there is not None and there != facts:
         raise ConfigError(f"{work} is of an earlier robustify with other settings, which did not end; remove it, or give another "
