@@ -25,7 +25,8 @@ BATCHES_PER_BLOCK = 4
 
 
 def kinds_of(pairs: Sequence[TokenPair]) -> dict[str | int, int]:
-    """Return the index in `Samples.kind_R` of each kind of pair, in the order in which the kinds first occur."""
+    """Number the kinds of the pairs in the order in which they first occur, and return {kind: number}. These are the numbers in
+    `Samples.kind_R`."""
     return {kind: index for index, kind in enumerate(dict.fromkeys(pair.kind for pair in pairs))}
 
 

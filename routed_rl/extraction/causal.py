@@ -23,8 +23,9 @@ from routed_rl.subspace.separation import best_layer
 
 
 def causal_check(job: Job, subspace: Subspace, progress: Progress | None = None) -> dict[str, Any]:
-    """Make the check and return plain JSON: the figures of `causes.judge`, the `layer`, the `length` of the vectors, the number
-    of `answers` and their `source`; or {"missing": reason} if the check cannot be made. `progress`: called after each direction.
+    """Make the causal check of a subspace's axes at one layer, and return plain JSON: the figures of `causes.judge`, the `layer`,
+    the `length` of the vectors, the number of `answers` and their `source`; or {"missing": reason} if the check cannot be made.
+    `progress`: called after each direction.
 
     The vectors along all axes and random directions have the same length: `subspace.check.strength` times the gap at the layer.
     """

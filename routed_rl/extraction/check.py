@@ -41,7 +41,7 @@ def check(job: Job, subspace: Subspace, progress: Progress | None = None) -> dic
 
 
 def write_check(found: dict[str, Any], folder: Path) -> None:
-    """Write the figures, the result of `check`, as `check.json` and `check.png` into the folder of the subspace."""
+    """Write the figures, the result of `check`, as `check.json` and `check.png` into `folder`, the folder of the subspace."""
     write_json(folder / "check.json", found)
     from routed_rl.extraction.plot import draw_check  # loads matplotlib, which evaluations do not need
 

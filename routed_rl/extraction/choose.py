@@ -67,7 +67,7 @@ def by_target(job: Job, prepare: Prepare) -> Choose:
     """Return a function that chooses factors by the first axis of another subspace, `subspace.target`. It adds one factor after
     another: each time the one with which the span of the chosen factors' effects holds the most of that axis. The score of a
     factor is the cosine between its effect and that axis, as a mean over layers. `prepare`: makes the other subspace if
-    `subspace.target` is mean_difference and no folder."""
+    `subspace.target` is mean_difference instead of a folder."""
     target, path = job.config.target, Path(job.config.target).expanduser()
     if target == "mean_difference":
         if job.pairs is None and job.config.prompts_for(job.model_path) is None:

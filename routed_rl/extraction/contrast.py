@@ -34,8 +34,8 @@ class ContrastPair:
 
 @dataclass(frozen=True)
 class TokenPair:
-    """A contrast pair as token ids. `positions`: at how many of the prompts' last positions the stream is read. `fold`: as in
-    `ContrastPair`."""
+    """A contrast pair as token ids. `positions`: the number of last positions of each prompt at which the stream is read. `fold`:
+    as in `ContrastPair`."""
 
     positive: tuple[int, ...]
     negative: tuple[int, ...]

@@ -121,7 +121,7 @@ def _quality(job: Job, held_out: Samples, found: Found, kinds: list[str]) -> dic
 
 def from_parts(job: Job) -> Callable[[], Subspace]:
     """Read the inputs of all `subspace.parts`, each of which is the folder of a subspace or the name of a method. Returns a
-    function that makes the union of their subspaces, in this order."""
+    function that makes the union of these subspaces, in the order of `subspace.parts`."""
     makers: list[tuple[str, Callable[[], Subspace]]] = []
     for place, part in enumerate(job.config.parts):
         is_method = part in METHODS and part not in ("union", "file")

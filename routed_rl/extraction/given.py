@@ -117,7 +117,7 @@ def from_vectors(job: Job, vectors: list[NamedVector], reservoir: Reservoir, sou
 
 
 def no_quality(directions: list[Tensor], rank: int | None) -> dict[str, Any]:
-    """Return the result of `measure_quality` for vectors that were not fitted to prompts: it has the ranks of the layers and no
-    figures. `rank`: the rank that the settings asked for."""
+    """Return the quality of vectors that were not fitted to prompts, in the form that `measure_quality` returns: it has the ranks
+    of the layers and no figures. `rank`: the rank that the settings asked for."""
     return {"pairs": None, "rank": rank, "draws": 0, "layers": [
         {"layer": layer, "rank": basis.shape[1]} for layer, basis in enumerate(directions)]}

@@ -37,7 +37,7 @@ class Job:
     axes: bool = False
     """Whether the figures of `measure_axes`, for each single axis, are measured too."""
     pairs: Sequence[ContrastPair] | None = None
-    """Contrast pairs that are used instead of those in a file; None: the file of the settings is read."""
+    """Contrast pairs that are used instead of those in a file; None: the pairs are read from the file that the settings name."""
     behave: Callable[[], float] | None = None
     """Function that lets the model complete tasks of the environments and returns the share of completions that they flag; None
     if there are no environments."""

@@ -61,7 +61,7 @@ class Likelihood:
         return (each_R[0::2] - each_R[1::2]).mean().item()
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        """Return the logits (..., V), float32, as the model makes them of the last hidden state (..., D)."""
+        """Compute the logits (..., V), float32, from the last hidden state (..., D) in the way in which the model does."""
         text, unembed = self.model.config.get_text_config(), self.model.get_output_embeddings()
         assert unembed is not None
         logits = unembed(hidden).float()

@@ -53,8 +53,8 @@ def _along(read_LBD: Tensor, subspace: Subspace, layers: Sequence[int], axis: st
 
 
 def asked_again(tokenizer: PreTrainedTokenizerBase, said: Sequence[Said]) -> list[list[int]]:
-    """Return the token ids of each prompt, followed by its completion and by the same prompt once more, which is a further turn
-    of a chat (without its system message) or a further line of a text."""
+    """Return the token ids of each prompt, followed by its completion and by the same prompt once more. The repeated prompt is a
+    further turn of a chat, without the system message, or a further line of a text."""
     found: list[list[int]] = []
     for prompt, text in said:
         if isinstance(prompt, str):

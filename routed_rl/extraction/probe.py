@@ -68,8 +68,9 @@ def fit(pooled_LND: Tensor, marked_N: Tensor, layers: Sequence[int] | None, fpr:
     `pooled_LND` has all layers of the model, and the probe reads the one layer that tells marked completions from the others
     best. `marked_N`: which completions are marked (bool). `seed`: the seed by which completions are dealt to folds.
 
-    The threshold is set so that at most a share `fpr` of the completions that are not marked exceed it, by scores from probes
-    that have not seen the completion. ConfigError if there are too few completions of either kind.
+    The threshold is set so that at most a share `fpr` of the completions that are not marked have a score above it. Here the
+    score of a completion comes from a probe that was learned without this completion. ConfigError if there are too few
+    completions of either kind.
     """
     require_both(marked_N)
     held_out_LN = torch.stack([_held_out(features, marked_N, seed) for features in pooled_LND])
@@ -102,8 +103,9 @@ def threshold_at(honest_N: Tensor, fpr: float) -> float:
 
 
 def measured(probe: Probe, scores_B: Tensor, marked_B: Tensor) -> dict[str, float | int | None]:
-    """Measure a probe on completions with these scores and marks. Returns their number, the number of marked ones, AUROC,
-    false-positive rate, recall and precision; a figure is None if the completions do not determine it."""
+    """Measure a probe on B completions, whose scores by this probe are `scores_B`; `marked_B` says which of them are marked.
+    Returns the number of completions, the number of marked ones, AUROC, false-positive rate, recall and precision; a figure is
+    None if the completions do not determine it."""
     named, bad, good = scores_B > probe.threshold, scores_B[marked_B], scores_B[~marked_B]
     hits = int((named & marked_B).sum())
     return {"completions": len(scores_B), "marked": len(bad), "auroc": auroc(bad, good) if len(bad) and len(good) else None,
