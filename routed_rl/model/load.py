@@ -41,7 +41,8 @@ GENERIC_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 QUANTISED = ("quantization_config", "compression_config")
 QUANTISED_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
-"""Signs that the weights in a folder are quantised: keys of the folder's config.json, and files beside it."""
+"""`QUANTISED` and `QUANTISED_FILES`: keys of a folder's config.json, and names of files beside it, which show that the folder's
+weights are quantised."""
 
 
 def load_model(path: str, dtype: str | torch.dtype = "float32", *, frozen: bool = False, packed: bool = False) -> PreTrainedModel:
@@ -206,7 +207,8 @@ def _read(load: Callable[..., Any], path: str, what: str = "model", **options: A
 
 
 def _folder_or_hub_name(path: str) -> str:
-    """Return `path` if a model may be loaded from it. ModelError for a folder that does not exist or holds only an adapter."""
+    """Return `path`, in which a leading ~ is expanded, if a model may be loaded from it. ModelError for a folder that does not
+    exist or holds only an adapter."""
     folder = Path(path).expanduser()
     if folder.is_dir():
         if (folder / ADAPTER_CONFIG).exists():

@@ -21,9 +21,9 @@ ROWS, TOKENS = 2, 7
 
 
 def trace(model: PreTrainedModel, layers: str, writers: list[str], *, training: bool) -> Trace:
-    """Run one forward pass with the graph cut, and return its record. `layers`: the name of the list of layers. `writers`: names
-    of modules in a layer; if there are any, the graph is cut only behind these modules and the norms that read them. `training`:
-    whether the model runs in training mode."""
+    """Run one forward pass in which the autograd graph is cut behind modules, and return the record of the pass. `layers`: the
+    name of the list of layers. `writers`: names of modules in a layer; if there are any, the graph is cut only behind these
+    modules and the norms that read them. `training`: whether the model runs in training mode."""
     with _everything_trains(model):
         model.train(training)
         tracer = _Tracer(model, layers, writers)

@@ -62,9 +62,9 @@ class Pushed:
         return pushes_FD.split(self._at_once)
 
     def response(self, pushes_FD: Tensor, until: int) -> Tensor:
-        """Add each vector to the output of `self.layer`, and return how that changes the output of layer `until` for each prompt,
-        (F, B, D), minus the vector itself, which the skip connections carry there. Differentiable; all vectors are run at
-        once."""
+        """Return how the output of layer `until` changes, for each prompt, if each vector is added to the output of `self.layer`:
+        (F, B, D). The vector itself, which the skip connections carry to layer `until`, is subtracted from the change.
+        Differentiable; all vectors are run at once."""
         return self._changes(pushes_FD, [until], until)[0] - pushes_FD.float().unsqueeze(1)
 
     @torch.no_grad()

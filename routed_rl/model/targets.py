@@ -37,7 +37,7 @@ class Writer:
     expert: int | None = None
     """The number of the expert in the mixture `module`; None if `module` itself is the writer."""
     active: int = 1
-    """The number of experts of `module` that a token goes through; 1 if it is no mixture."""
+    """The number of experts of `module` that a token goes through; 1 if `module` is no mixture."""
     mixer: bool = False
     """Whether the writer belongs to the layer's attention, or to what stands in its place, and not to its MLP."""
 

@@ -47,7 +47,8 @@ class LayerTrace:
     returns: int = 0
     """The length of the tuple that the layer returns; 0 if it returns the stream itself."""
     towards_BTD: Tensor = field(default_factory=lambda: torch.empty(0))
-    """A random direction in the layer's output. All gradients are those of the output's inner product with it."""
+    """A random direction in the layer's output. All gradients in this record are gradients of the inner product of the layer's
+    output and this direction."""
     gradient_BTD: Tensor | None = None
     """The gradient, by the layer's input, of the layer's output along `towards_BTD`, with the outputs at all cuts held fixed."""
     parameters: list[str] = field(default_factory=list[str])
