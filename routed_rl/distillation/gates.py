@@ -33,7 +33,8 @@ class Gated:
     actions: list[list[int]]
     """KEEP, SKIP or NOISE for each counted token of each row."""
     record: dict[str, Any]
-    """Thresholds, shares of tokens by environment, and how well gated completions agree with the environments' flags."""
+    """The thresholds, the shares of tokens that are kept, skipped and taught as noise in each environment, and how well gated
+    completions agree with the environments' flags."""
 
 
 def keep_all(rows: Sequence[Row]) -> Gated:

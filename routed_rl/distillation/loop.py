@@ -28,7 +28,8 @@ WARM_UP, LEAST_RATE, EVERY, HELD_OUT, LONGEST_NORM = 50, 0.1, 25, 256, 1.0
 """The largest number of warm-up steps; the last learning rate divided by the largest; the number of steps between two
 measurements; the largest number of held-out texts; and the norm to which a longer gradient is clipped."""
 Curve = list[dict[str, float]]
-"""A list of measurements: the step, the mean loss of the held-out tokens (without a gate their KL), the teacher's entropy."""
+"""A list of measurements. Each has the number of the step, the mean loss of the held-out tokens (without a gate, their mean KL),
+and the teacher's mean entropy at those of them that are kept."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from routed_rl.pipeline.record import read_config
 from routed_rl.pipeline.summary import show_tables
 
 RECORD = "robustified.json"
-"""File in the written folder that says how the student was made and what was measured."""
+"""The file in the folder of the robustified model that says how this model was made and what was measured."""
 
 
 def robustify(target: str, asked: RobustifyConfig, out: str, envs: list[str] | None = None, teacher: str | None = None,
