@@ -42,7 +42,7 @@ def build(name: str, path: str, arguments: dict[str, Any]) -> AnyEnvironment:
 
 
 def _check_arguments(name: str, attribute: str, factory: Any, arguments: dict[str, Any]) -> None:
-    """ConfigError if the class lacks an argument, or is given one that it does not take."""
+    """Raise ConfigError if the class `factory` needs an argument that `arguments` lack, or does not take one that they have."""
     try:
         inspect.signature(factory).bind(**arguments)
     except TypeError as error:
@@ -90,7 +90,8 @@ def find_object(setting: str, path: str, kind: str = "class") -> Any:
 
 
 def _module_from_file(file: Path) -> Any:
-    """The module of `FILE.py`, imported once. Its name is the same in every process, so that its objects can be pickled."""
+    """The module in `file`, which is imported only once. The module has the same name in every process, so that its objects can
+    be pickled."""
     name = f"routed_rl_env_{file.stem}_{zlib.crc32(os.fsencode(file)):08x}"
     if name in sys.modules:
         return sys.modules[name]

@@ -1,5 +1,5 @@
-"""Checks whether a plug-in fulfils the contract. Its methods are checked once, when it is built; what they return is checked at
-each call.
+"""Checks whether a plug-in fulfils the contract of `envs.core`. The methods of the plug-in are checked once, when it is built;
+their results are checked at each call.
 
 Every complaint names the line in the plug-in and says what to write instead.
 """
@@ -101,12 +101,12 @@ def no_score(returned: Any, place: str) -> Failure:
 
 
 def _kind(value: Any) -> str:
-    """The type of a value, and the beginning of its text."""
+    """The type of `value`, for a message; a number, text, list, tuple or dict is shown by the start of its `repr` too."""
     return "None" if value is None else f"{type(value).__name__} {value!r:.40}" if isinstance(value, (
         str, int, float, list, tuple, dict)) else type(value).__name__
 
 
 def _close(value: Any) -> None:
-    """End a coroutine, so that Python does not complain that it was never awaited."""
+    """If `value` is a coroutine, close it, so that Python does not warn that it was never awaited."""
     if inspect.iscoroutine(value):
         value.close()

@@ -1,4 +1,5 @@
-"""An episode that is being played: its messages so far, and its outcome. Tokens are handled elsewhere."""
+"""An episode that is being played: its messages so far, and its outcome. It has texts only; this module knows nothing of
+tokens."""
 
 import dataclasses
 import inspect
@@ -19,8 +20,9 @@ class Conversation:
     """Plays one episode of `environment` on `task`. Call `reply` after each turn of the model, and `cut` if there is no room for
     another turn.
 
-    `outcome` is the score, or a `Failure` that names the line of the plug-in; `Scorer.count` accepts either. An episode need not
-    subclass `Episode`: it must define `start` and `step`, and any other attribute that it lacks is taken from `Episode`.
+    `outcome` is None until the episode has ended. Then it is the score, or a `Failure` that names the line of the plug-in;
+    `Scorer.count` accepts either. An episode need not subclass `Episode`: it must define `start` and `step`, and any other
+    attribute that it lacks is taken from `Episode`.
     """
 
     def __init__(self, environment: EpisodicEnvironment, task: Task) -> None:
@@ -110,7 +112,8 @@ def checked(episode: Any, method: str, answer: Any) -> Any:
 
 class Played:
     """Makes an environment with episodes look like one without episodes, so that it can be tried out where no model answers. A
-    completion is a list of turns, whose last one is repeated if the episode continues, or one text that is used as every turn."""
+    completion takes the place of the model: it is a list of turns, of which the last one is repeated if the episode goes on, or
+    one text that is used for every turn."""
 
     def __init__(self, environment: EpisodicEnvironment) -> None:
         self.environment, self.tasks, self.plugin_lines = environment, environment.tasks, lines_of(environment)

@@ -36,7 +36,7 @@ class Task:
 
 
 def _prompt_problem(prompt: Any) -> str:
-    """The complaint about a prompt that is neither text nor chat messages; empty if it is."""
+    """The complaint about `prompt` if it is neither text nor chat messages; otherwise empty."""
     if isinstance(prompt, str):
         return ""
     if not isinstance(prompt, list) or not prompt:
@@ -94,7 +94,7 @@ class Score:
 
     @property
     def problem(self) -> str:
-        """A complaint about the first number that cannot be counted, with the reason; empty if all of them can."""
+        """A complaint about the first number that is not finite, too large or out of its range; empty if there is none."""
         assert isinstance(self.flags, Mapping)
         for name, value in self.values().items():
             if not abs(value) <= LARGEST:

@@ -1,7 +1,7 @@
 """Settings that change in the course of a run: an environment's weight, and the settings of its class.
 
-A change is due at a number of tasks and not of steps, so that it depends on nothing but the settings and the seed. A step takes
-`per_device_train_batch_size * gradient_accumulation_steps / num_generations` tasks.
+A change is due after a number of tasks, not of steps, so that the sequence of tasks depends only on the settings and the seed. A
+step takes `per_device_train_batch_size * gradient_accumulation_steps / num_generations` tasks.
 """
 
 import dataclasses
@@ -66,8 +66,8 @@ def check_stages(name: str, stages: Any) -> list[int | None]:
 
 
 class Staged:
-    """One environment whose settings change from stage to stage. `stages` has the number of tasks of each stage, and its
-    environment. Evaluation uses the last stage."""
+    """One environment whose settings change from stage to stage. `stages` has a pair for each stage: its number of tasks, which
+    the last stage ignores, and its environment. Evaluation uses the last stage."""
 
     def __init__(self, stages: Sequence[tuple[int | None, AnyEnvironment]]) -> None:
         self.stages = stages
@@ -78,8 +78,8 @@ class Staged:
             self.gold = lambda task: self._of(task).gold(task)
 
     def tasks(self, split: str, seed: int) -> Iterator[Task]:
-        """Yield tasks without end. In training they are those of stage 0 first, then of the later stages; stage 0 has the tasks
-        that the environment would have without stages."""
+        """Yield tasks without end: for "train" those of stage 0 and then those of each later stage; for "eval" those of the last
+        stage. In stage 0, `seed` gives the same tasks as in an environment without stages."""
         last = len(self.stages) - 1
         for number, (length, environment) in enumerate(self.stages):
             if split == "train" or number == last:
@@ -96,7 +96,7 @@ class Staged:
 
 def endless(environment: AnyEnvironment, split: str, seed: int) -> Iterator[Task]:
     """Yield tasks without end. An environment whose tasks have run out starts over with another seed. ContractError if it has no
-    tasks, or yields something else."""
+    tasks, or yields anything but a `Task`."""
     for round_number in itertools.count():
         empty = True
         for task in tasks_of(environment, split, seed + 1000003 * round_number):

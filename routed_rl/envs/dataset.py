@@ -1,7 +1,8 @@
 """An environment from a dataset and reward functions, as TRL takes them: `env.NAME.dataset`, `env.NAME.reward`.
 
 The model is paid TRL's weighted sum over the functions that return a number. If every function returns None, the scoring has
-failed and is counted as a failure. Another function, `solve`, may say whether a task is truly solved; without it that is unknown.
+failed and is counted as a failure. A further function, `solve`, may say whether a task is truly solved; without this function,
+`Score.solve` is None (unknown).
 """
 
 import copy
@@ -24,18 +25,18 @@ class DatasetEnvironment:
     """An environment from a dataset. `dataset` is a file, a folder of `save_to_disk`, or a name on the Hub. `reward` (one or a
     list), `solve` and each of `flags` name a function, as FILE.py:function.
 
-    `holdout` is the share of the prompts that are held back for evaluation; 0 evaluates on the rows for training. Prompts are
-    chosen by their text, so that no prompt is in both splits, and neither the order of the rows nor the seed matters. With
-    `eval_split`, the rows of that split of the dataset are evaluated on instead. `chat=true` turns a prompt that is text into the
-    message of a user.
+    `holdout` is the share of the prompts that are held back for evaluation; with 0, evaluation uses the rows for training.
+    Prompts are chosen by their text, so that no prompt is in both splits, and neither the order of the rows nor the seed matters.
+    With `eval_split`, evaluation uses the rows of that split of the dataset, and `holdout` has no effect. `chat=true` turns a
+    prompt that is text into the message of a user.
     """
 
     def __init__(self, dataset: str = "", reward: str | list[str] = "", reward_weights: list[float] | None = None,
                  solve: str = "", flags: Mapping[str, str] | None = None, prompt_column: str = "prompt", chat: bool = False,
                  dataset_config: str | None = None, split: str | None = None, eval_split: str | None = None,
                  holdout: float = 0.1, token_env: str | None = None) -> None:
-        """`token_env` names the environment variable, such as HF_TOKEN, that the Hub or a function needs; it is passed to an
-        isolated process."""
+        """`token_env` names an environment variable with a secret, such as HF_TOKEN, that the Hub or a function needs. An
+        isolated process sees such a variable only if it is named here."""
         if not dataset:
             raise ConfigError(f"reward={reward} has no rows; set dataset to a file, a saved folder, or a name on the Hub")
         if not reward:
@@ -63,7 +64,7 @@ class DatasetEnvironment:
         self.flags = _flags(flags, table.columns)
 
     def tasks(self, split: str, seed: int) -> Iterator[Task]:
-        """Yield each row of the split once, shuffled by `seed`. Another seed gives another order."""
+        """Yield one task for each row of `split`, in an order that `seed` decides."""
         table, places = self.places[split]
         for place in random.Random(f"{split} {seed}").sample(places, len(places)):
             row = table.row(place)
@@ -103,7 +104,8 @@ def _weights(given: list[float] | None, functions: Functions) -> list[float]:
 
 
 def _by_function(names: Sequence[str], paid: Said) -> dict[str, float]:
-    """If there are several reward functions, a metric for each one: how much it paid."""
+    """Metrics with the amount that each reward function paid, without functions that returned None. Empty if there is only one
+    function."""
     if len(names) == 1:
         return {}
     return {label: value for label, value in zip(paid_labels(names), paid.values, strict=True) if value is not None}

@@ -12,14 +12,15 @@ from routed_rl.threads import in_thread
 Pair = tuple[Task, str]
 Outcome = Score | Failure
 Begun = tuple[Pair, int, Future[list[Outcome]]]
-"""A completion that is being scored: the pair, its place in its batch, and the outcomes of the batch."""
+"""A completion that is being scored: the pair, its place in the batch that was given to `Early.begin`, and the outcomes of that
+batch."""
 ScoreMany = Callable[[Sequence[Pair]], Sequence[Outcome]]
 """Function that returns the outcomes of completions in their order; another thread may call it at the same time."""
 
 
 class Early:
-    """Outcomes, by task and text, of scorings that were begun while other completions were still generated. There is no outcome
-    for a completion whose text differs from the one whose scoring was begun."""
+    """Scorings that are begun early, while other completions are still generated or a step trains. `take` finds each by its
+    `Task` object and its exact text, so it finds none for a completion whose text has changed since `begin`."""
 
     def __init__(self) -> None:
         self._begun: dict[int, list[Begun]] = defaultdict(list)
@@ -33,8 +34,8 @@ class Early:
                 self._begun[id(pair[0])].append((pair, place, outcomes))
 
     def take(self, pairs: Sequence[Pair]) -> list[Outcome | None]:
-        """The outcome of each completion, for which this call waits; None for one that was not begun. Any other scoring that was
-        begun for the same tasks is forgotten."""
+        """Wait for the outcomes of these completions and return them in order; None for a completion whose scoring was not begun.
+        All other scorings that were begun for the same tasks are forgotten."""
         with self._lock:
             begun = {key: self._begun.pop(key, []) for key in {id(task) for task, _ in pairs}}
         found: list[Begun | None] = []

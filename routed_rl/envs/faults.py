@@ -17,7 +17,7 @@ from typing import Any, Literal
 from routed_rl.errors import RoutedRLError, TaskError
 
 LONGEST = 200
-"""Largest number of characters of a reason."""
+"""Largest number of characters of `Failure.reason`."""
 OURS = str(Path(__file__).parents[1]) + os.sep
 PYTHON = sysconfig.get_path("stdlib") + os.sep
 INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
@@ -26,7 +26,7 @@ ANY_TEXT = "a completion may be any text, empty too: return Score(0.0) for one t
 
 Kind = Literal["error", "no score", "wrong number"]
 """The kinds of a failure. error: scoring raised, or gave no answer; no score: something was returned that is no `Score`; wrong
-number: a `Score` was returned with a number that cannot be counted."""
+number: a `Score` was returned with a number that is not finite, too large or out of its range."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Failure:
 
     @property
     def breaks_contract(self) -> bool:
-        """Whether the plug-in itself is wrong: it returned no `Score`, or a `Score` with a wrong name. Otherwise (an exception,
-        or a number that cannot be counted) the fault may concern one completion only."""
+        """Whether the plug-in itself is wrong: it returned no `Score`, or a `Score` whose flag or metric has a wrong name. After
+        an exception or a wrong number this is False, because other completions may be scored well."""
         return self.fatal or self.kind == "no score"
 
     @property
@@ -79,8 +79,9 @@ class Reported(TaskError):
 
 def failure_of(error: BaseException, doing: str = "raised", at: Callable[[], str] = str, data: Mapping[str, Any] | None = None
                ) -> Failure:
-    """Describe an exception as a failure. The reason begins with `doing`. `at` returns the place to name if no line of a plug-in
-    was run. `data` is the data of the task at hand."""
+    """Describe an exception as a failure. The reason begins with `doing`, except for a ContractError. `at` returns the place to
+    name if the traceback has no line of a plug-in. `data` is the data of the task that was scored; it helps to find the
+    remedy."""
     if isinstance(error, Reported):
         return error.failure
     place = (error.place if isinstance(error, ContractError) else "") or place_of(error) or at()

@@ -17,8 +17,8 @@ DATASET = "routed_rl.envs.dataset:DatasetEnvironment"
 
 
 def load_environments(env: dict[str, dict[str, Any]]) -> list[LoadedEnvironment]:
-    """Build every environment of the config's section `env`. Keys other than `OWN_KEYS` are passed to its class. Processes start
-    at the same time."""
+    """Build every environment of the config's section `env`. The settings of an environment, except `OWN_KEYS`, are passed to its
+    class. Processes start at the same time, and this function waits until all are ready."""
     loaded = [load_environment(name, settings) for name, settings in env.items()]
     for entry in loaded:
         if isinstance(entry.environment, EnvironmentProcess):
@@ -49,13 +49,13 @@ def load_environment(name: str, settings: Any) -> LoadedEnvironment:
 
 
 def class_path(settings: dict[str, Any]) -> str:
-    """The path of the class in an environment's settings; empty if they name none. Settings with `dataset` or `reward` need not
-    name one."""
+    """The path of an environment's class: the setting `path`; without it, that of `DatasetEnvironment` if there is a setting
+    `dataset` or `reward`; otherwise empty."""
     return str(settings.get("path") or (DATASET if settings.get("dataset") or settings.get("reward") else ""))
 
 
 def arguments_of(settings: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of the class in an environment's settings. A dataset that is a probe environment holds no rows back, because
-    it is never trained on."""
+    """The settings that are passed to an environment's class as arguments. For a dataset that is a probe environment, `holdout`
+    is 0 by default, so that all of its rows are evaluated."""
     whole = {"holdout": 0.0} if class_path(settings) == DATASET and settings.get("probe") else {}
     return whole | {key: resolved(value, key) for key, value in settings.items() if key not in OWN_KEYS}

@@ -26,7 +26,8 @@ class LoadedEnvironment:
     probe: bool = False
     """Whether the environment is only evaluated, never trained on."""
     flags: set[str] = field(default_factory=set[str], compare=False)
-    """The flags that the environment's scores in evaluations have had so far. Other numbers of a score are metrics."""
+    """The names of all flags that the environment's scores have had in evaluations so far; they tell flags from metrics in the
+    means."""
 
     @property
     def label(self) -> str:
@@ -62,8 +63,8 @@ def task_stream(loaded: LoadedEnvironment, split: str, seed: int) -> Iterator[Ta
 
 
 def check_prompts(environments: list[LoadedEnvironment], seed: int) -> None:
-    """Raise TaskError if some environments give text and others chat messages, because TRL cannot batch these together. An
-    environment without tasks is also found here."""
+    """Raise TaskError if some environments give text prompts and others chat messages, because TRL cannot batch these together;
+    also if an environment with episodes gives text, or one has no tasks."""
     kinds = {loaded.name: "text" if isinstance(next(task_stream(loaded, "train", seed)).prompt, str) else "chat messages"
              for loaded in environments}
     for loaded in environments:
@@ -76,7 +77,7 @@ def check_prompts(environments: list[LoadedEnvironment], seed: int) -> None:
 
 
 def mixture(environments: list[LoadedEnvironment], seed: int, split: str = "train") -> Iterator[tuple[int, Task]]:
-    """Yield (index of the environment, task) without end, each environment with its share by `weight`.
+    """Yield (index of the environment, task) without end. The `weights` of an environment give its share of the tasks.
 
     The next task comes from the environment that is furthest behind its share, so every stretch of tasks keeps the shares. When a
     weight changes, the counting of shares starts again.

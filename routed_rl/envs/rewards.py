@@ -20,7 +20,7 @@ from routed_rl.errors import ConfigError
 
 OURS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 NOT_PASSED = ("prompt", "completion", "completion_ids")
-"""Columns that TRL does not pass on."""
+"""Columns of the dataset that TRL does not pass to reward functions."""
 NO_IDS = "completion_ids are not given to the reward functions of an environment; read completions"
 
 
@@ -81,8 +81,8 @@ class Functions:
         return said
 
     def _awaited(self, found: list[Any]) -> list[Any]:
-        """Await the results side by side, always in the same loop: clients that a module keeps belong to the loop of their first
-        use."""
+        """Await all awaitable entries of `found` at once and return the values of all. Every call uses the same event loop,
+        because an async client that a plug-in keeps between calls works only in the loop of its first use."""
         async def together() -> list[Any]:
             return await asyncio.gather(*(each if inspect.isawaitable(each) else _at_once(each) for each in found))
 
@@ -91,8 +91,8 @@ class Functions:
 
 
 def call_problem(function: Callable[..., Any], columns: Sequence[str]) -> str:
-    """The reason why a reward function cannot be called as TRL does, with the way out; empty if it can. `columns`: those that it
-    is given."""
+    """The reason why a reward function cannot be called as TRL does, with the way out; empty if it can be called. `columns` are
+    the columns of the dataset that the function is given."""
     try:
         inspect.signature(function).bind(**dict.fromkeys([*columns, *OURS]))
     except TypeError as error:
@@ -115,7 +115,8 @@ async def _at_once(value: Any) -> Any:
 
 
 def _only(name: str, function: Callable[..., Any], returned: Any) -> float | None:
-    """The only number in a list; ContractError with the function's line for anything else."""
+    """The only entry, a number or None, of the list `returned`; ContractError with the function's line if `returned` is anything
+    else."""
     problem = ""
     values = [] if isinstance(returned, (str, bytes, dict)) or not hasattr(returned, "__iter__") else list(returned)
     if not values and returned != []:

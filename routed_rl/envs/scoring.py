@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from routed_rl.envs.mixture import LoadedEnvironment
 
 FEW = 20
-"""The share of failures is taken over at least this many scores, so that one early failure does not end a run. A scorer that has
-failed every time ends the run in any case."""
+"""While an environment has fewer scorings than this, its share of failures is taken as if it had this many, so that one early
+failure does not end a run. If all of its scorings have failed, the run ends all the same, unless `max_failures` is 1."""
 RECENT = 1000
-"""When the number of scorings reaches this, the counts are halved, so that old successes do not hide present failures."""
+"""When an environment's number of scorings reaches this, it is halved together with the number of failures, so that old successes
+do not hide present failures."""
 
 
 def score_one(environment: Environment, task: Task, completion: str) -> Score | Failure:
@@ -41,8 +42,9 @@ def scorer_line(environment: object) -> str:
 
 
 def judged(outcome: object, at: Callable[[], str] = str) -> Score | Failure:
-    """Turn an outcome into a score or a failure: a `Score` with valid numbers stays as it is; an exception, or anything else,
-    becomes a `Failure` that describes it. `at` gives the line of the plug-in to name if the outcome itself has none."""
+    """Turn an outcome into a score or a failure. A `Failure`, and a `Score` with valid numbers, stay as they are; an exception,
+    or anything else, becomes a `Failure` that describes it. `at` gives the line of the plug-in to name if the outcome itself has
+    none."""
     if isinstance(outcome, Failure):
         return outcome
     if isinstance(outcome, BaseException):
@@ -51,7 +53,7 @@ def judged(outcome: object, at: Callable[[], str] = str) -> Score | Failure:
 
 
 def accepted(outcome: object, at: Callable[[], str] = str) -> Score | Failure:
-    """As `judged`, but a score with a wrong or reserved name becomes a fatal failure."""
+    """As `judged`, but a score whose flag or metric has a wrong or reserved name becomes a `fatal` failure."""
     result = judged(outcome, at)
     if isinstance(result, Score) and result.wrong_name:
         return Failure(result.wrong_name, fatal=True, place=at(), remedy="rename it")
@@ -70,16 +72,16 @@ def means(scores: Sequence[Score | None]) -> dict[str, float]:
 
 
 def score_many(environment: Environment, pairs: Sequence[tuple[Task, str]]) -> list[Score | Failure]:
-    """The scores or failures of the completions in the order of `pairs`. If the environment has a method `score_many`, as one in
-    a process of its own has, that method is called once for all of them."""
+    """The scores or failures of the completions in the order of `pairs`. If the environment has a method `score_many`, as
+    `EnvironmentProcess` has, this method is called once for all completions."""
     many = getattr(environment, "score_many", None)
     return many(pairs) if many is not None else [score_one(environment, task, completion) for task, completion in pairs]
 
 
 @dataclass
 class Scorer:
-    """Scores completions of all environments and counts the failures of each. It ends the run if scoring fails for more than the
-    share `max_failures` of an environment's completions."""
+    """Scores completions of all environments and counts the failures of each. `check` ends the run if scoring fails for a larger
+    share of an environment's completions than `max_failures`."""
 
     environments: dict[str, LoadedEnvironment]
     max_failures: float
@@ -96,7 +98,8 @@ class Scorer:
             self.early.begin(environment.score_many, pairs)
 
     def score_many(self, name: str, pairs: Sequence[tuple[Task, str]]) -> list[Score | None]:
-        """The score of each pair in the environment `name`, or None if scoring failed; failures are counted as in `count`."""
+        """Score these completions of the environment `name`. Returns a score for each, or None if scoring it failed; failures are
+        counted as in `count`."""
         environment = cast(Environment, self.environments[name].environment)
         begun = self.early.take(pairs)
         rest = iter(score_many(environment, [pair for pair, outcome in zip(pairs, begun, strict=True) if outcome is None]))
@@ -129,8 +132,8 @@ class Scorer:
         return None
 
     def check(self) -> None:
-        """Raise TaskError if scoring failed for a larger share of an environment's completions than the limit, or for all of
-        them. Call this method after each batch.
+        """Raise TaskError if scoring failed for a larger share of an environment's completions than `max_failures`, or for all of
+        them while that limit is below 1. Call this method after each batch.
 
         The share is taken over the newest completions (see `RECENT`), or over `FEW` if there are fewer.
         """
@@ -143,11 +146,11 @@ class Scorer:
 
 
 def neutral_rewards(scores: Sequence[Score | None], group_size: int) -> list[float]:
-    """The reward of each row, where `group_size` rows in a row are one group. A row whose scoring failed gets the mean of its
+    """The reward of each row. Each `group_size` consecutive rows are one group. A row whose scoring failed gets the mean of its
     group, so that its own advantage is 0 and the mean of the group does not change.
 
-    If the trainer divides by the group's standard deviation, the advantages of the other rows grow a little. A group whose rows
-    have all failed gets the mean over all rows, so that every advantage in it is 0.
+    If the trainer divides by the group's standard deviation, the advantages of the other rows grow a little. If scoring failed
+    for all rows of a group, each of them gets the mean of all known rewards, so that every advantage in the group is 0.
     """
     everyone = [score.reward for score in scores if score is not None]
     overall = sum(everyone) / len(everyone) if everyone else 0.0

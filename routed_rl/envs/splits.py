@@ -30,8 +30,9 @@ def prompt_keys(shown: str, table: Table, column: str) -> list[str]:
 
 def divided(dataset: str, keys: Sequence[str], holdout: float) -> dict[str, list[int]]:
     """The indices of the rows for training ("train") and of those for evaluation ("eval"). `keys` has the prompt of each row, and
-    `holdout` is the share of the prompts that are held back for evaluation. They are those with the smallest hashes, each with
-    all of its rows."""
+    `holdout` is the share of the prompts that are held back for evaluation. Held back are the prompts with the smallest hashes,
+    each with all of its rows. With `holdout` 0 both lists have all rows. ConfigError, naming `dataset`, if there is only one
+    prompt to divide."""
     every = list(range(len(keys)))
     if not holdout:
         return {"train": every, "eval": every}

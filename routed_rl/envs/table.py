@@ -37,8 +37,8 @@ class Table:
 
 
 def read_table(dataset: str, name: str | None = None, split: str | None = None) -> Table:
-    """The rows of `dataset`. `name` is the configuration of a dataset of the Hub, and `split` one of its splits. ConfigError, in
-    one line, if the dataset cannot be read."""
+    """The rows of `dataset`. `name` is the configuration of a dataset of the Hub. `split` is a split of a saved folder or of a
+    dataset of the Hub; None is "train". ConfigError, in one line, if the dataset cannot be read."""
     shown = f"dataset={dataset}"
     try:
         place = find_data(dataset)
