@@ -21,7 +21,7 @@ from routed_rl.errors import ConfigError, RoutedRLError, TaskError
 
 def build(name: str, path: str, arguments: dict[str, Any]) -> AnyEnvironment:
     """Import the class at `path`, call it with `arguments` and return the environment `name`. ConfigError if the object does not
-    fulfil the contract, or if a setting is wrong; TaskError if the class raises another error."""
+    fulfil the contract, or if a setting is wrong; TaskError if the class raises any other error."""
     factory, attribute = find_object(f"env.{name}.path", path), path.rpartition(":")[2]
     _check_arguments(name, attribute, factory, arguments)
     try:

@@ -74,7 +74,7 @@ def gold_of(environment: Any, task: Task) -> str | list[str] | None:
 
 
 def is_gold(value: object) -> bool:
-    """Whether `value` is None, text, or a list of texts."""
+    """Whether `value` is None, text, or a list of at least one text."""
     turns = value if isinstance(value, list) else [value]
     return value is None or (len(turns) > 0 and all(isinstance(turn, str) for turn in turns))
 

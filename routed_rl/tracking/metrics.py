@@ -102,8 +102,9 @@ def cosine_matrix(row: dict[str, Any]) -> tuple[list[str], list[list[float | Non
 
 def encouraged(environments: Sequence[str], tasks: Sequence[int], rewards: Sequence[float | None]) -> np.ndarray:
     """Whether each completion was paid more than the mean of its group. `environments` and `tasks` give each completion's
-    environment and task, and a group is the completions of one task. True for a completion that is alone in its group. False if
-    all completions of a group were paid alike, and if the completion was not paid (None, nan)."""
+    environment and task, and a group is the completions of one task. A completion without a reward (None, nan) gets False and
+    does not count in its group. If only one completion of a group has a reward, it gets True; if several have one and all of
+    these are equal, they get False."""
     paid = np.array(rewards, dtype=float)
     groups = {pair: place for place, pair in enumerate(dict.fromkeys(zip(environments, tasks, strict=True)))}
     group = np.array([groups[pair] for pair in zip(environments, tasks, strict=True)], dtype=int)
@@ -131,14 +132,15 @@ def practised(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
 
 
 class MetricsFile:
-    """Appends one line for each step to `metrics.jsonl`. A nan becomes null."""
+    """Appends one line for each step to `metrics.jsonl`. A number that is nan or infinite is written as null."""
 
     def __init__(self, path: Path, listener: Callable[[dict[str, Any]], None] | None = None) -> None:
         """`listener` is called with each row after it is written."""
         self.path, self.listener, self._read = path, listener, 0
 
     def append(self, step: int, metrics: dict[str, Any]) -> dict[str, Any]:
-        """Write the row of a step. Returns the row in the form in which a reader gets it."""
+        """Write the row of a step. Returns the row as it was written: with `step`, and with None for each number that is nan or
+        infinite."""
         finite = {key: None if isinstance(value, float) and not math.isfinite(value) else value
                   for key, value in metrics.items()}
         row = {"step": step, **finite}
@@ -149,14 +151,14 @@ class MetricsFile:
         return row
 
     def truncate(self, step: int) -> None:
-        """Remove the rows after `step`, which a resumed run writes again, and torn lines."""
+        """Remove the rows of steps after `step`, because a resumed run writes these again, and torn (incomplete) lines."""
         if self.path.exists():
             kept = [line for line in self.path.read_bytes().splitlines() if (row := _parse(line)) and row["step"] <= step]
             with replacing(self.path) as partial:
                 partial.write_bytes(b"".join(line + b"\n" for line in kept))
 
     def rows(self) -> list[dict[str, Any]]:
-        """All complete rows. Torn lines are left out."""
+        """All complete rows. Torn (incomplete) lines are left out."""
         if not self.path.exists():
             return []
         return [row for line in self.path.read_bytes().splitlines() if (row := _parse(line))]
@@ -173,8 +175,8 @@ class MetricsFile:
 
 
 def _parse(line: bytes | str) -> dict[str, Any] | None:
-    """The row in a line; None for a line that is torn or holds no row. A metric is a number or null; a verdict may also hold
-    text."""
+    """The row in a line; None for a line that is torn or holds no row. A row has an integer `step`; its other values are numbers,
+    null, or text (in a verdict)."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):

@@ -12,7 +12,7 @@ from routed_rl.errors import ConfigError, Halted
 from routed_rl.tracking.tracker import Tracker
 
 PACKAGES = {"wandb": ("wandb",), "trackio": ("trackio",), "tensorboard": ("tensorboardX", "tensorboard")}
-"""For each tracker, the packages of which one is enough; an error proposes to install the first."""
+"""For each tracker, packages of which one must be installed. If none is, the error message proposes to install the first."""
 
 
 def split_report_to(report_to: str | list[str] | None) -> tuple[bool, list[str]]:

@@ -23,7 +23,7 @@ from routed_rl.tracking.metrics import cosine_matrix
 from routed_rl.tracking.tracker import Tracker
 
 COLUMNS = ["step", "environment", "prompt", "completion", "reward", "solve", "flags", "push"]
-"""Columns of the table of completions. `push` is empty for completions whose push was not kept."""
+"""Columns of the table of completions. `push` is empty for completions whose push was not stored."""
 IDENTITY = "wandb.json"
 TITLE = 63
 """Largest number of characters of an alert's title."""
@@ -99,7 +99,8 @@ class WandbRun(Tracker):
             self.run.finish(exit_code=exit_code)
 
     def _tables(self, step: int) -> None:
-        """Log the completions since the last call, and the present cosines between the environments' parts."""
+        """Log, at `step`, the completions that were added since the last call, and the newest cosines between the environments'
+        parts of the quarantine."""
         if len(self.completions.data):
             self.run.log({"completions": self.completions, "step": step})
         names, cosines = cosine_matrix(self._last)
@@ -109,8 +110,8 @@ class WandbRun(Tracker):
 
     def _keep(self, kind: str, folder: Path, facts: dict[str, Any], only: list[str] | None = None, step: int | None = None
               ) -> None:
-        """Log files of a sealed folder as an artifact: all of them, or those in `only`. Its metadata has the hashes of all
-        files."""
+        """Log files of a sealed folder as an artifact of the type `kind`: all of them, or those whose names are in `only`. The
+        artifact's metadata has `facts` and the hashes of all files in the folder."""
         artifact = wandb.Artifact(f"{self.identity['id']}-{kind}", kind, metadata={
             **facts, "folder": str(folder), "group": self.identity["group"], "sealed": read_json(folder / SEAL)})
         for path in sorted(folder.rglob("*")):
@@ -119,8 +120,8 @@ class WandbRun(Tracker):
         self.run.log_artifact(artifact, aliases=None if step is None else ["latest", f"step-{step}"])
 
     def _use(self, name: str) -> None:
-        """Record on the server that this run uses an artifact. If the artifact was never uploaded, the lineage is in the run's
-        config only."""
+        """Record on the server that this run uses the artifact `name`. If the artifact was never uploaded, only the run's config
+        names it."""
         try:
             self.run.use_artifact(name)
         except (wandb.Error, ValueError) as error:

@@ -28,10 +28,10 @@ def read_rows(setting: str, path: str) -> list[dict[str, Any]]:
 
 
 def of_split(split: str, rows: Sequence[Any], keys: Sequence[str]) -> list[Any]:
-    """The rows of `split`, "train" or "eval". One row in five is "eval"; it is chosen by the hashes of the rows' `keys`, so that
-    no row is in both splits, not even one that comes several times, and the order does not matter.
+    """The rows of `split`, "train" or "eval". One of five different `keys`, chosen by hash, belongs to "eval" with all of its
+    rows. So no row is in both splits, even if it comes several times, and the order of the rows does not matter.
 
-    If there are fewer than five different rows, every row is in both splits, because there is nothing to hold out.
+    If there are fewer than five different keys, every row is in both splits, because there is nothing to hold out.
     """
     if split not in ("train", "eval"):
         raise ValueError(f"split must be train or eval, got {split!r}")
@@ -43,8 +43,8 @@ def of_split(split: str, rows: Sequence[Any], keys: Sequence[str]) -> list[Any]:
 
 
 def by_text(rows: Sequence[Any], keys: Sequence[str]) -> dict[str, list[Any]]:
-    """The rows of each split. The split of a row follows from its key alone, so that it is the same wherever the row comes
-    again; about one key in five is "eval"."""
+    """The rows of each split, "train" and "eval". The split of a row follows from its key alone, so a row that comes again, in
+    this call or a later one, is in the same split. About one key in five is "eval"."""
     found: dict[str, list[Any]] = {"train": [], "eval": []}
     for row, key in zip(rows, keys, strict=True):
         found["train" if zlib.crc32(key.encode()) % SHARE else "eval"].append(row)

@@ -14,9 +14,10 @@ from routed_rl.web import Answer, NoAnswer, Refused, Server
 LARGEST = 64 * 2**20
 """The largest size of an answer in bytes; a larger one is an error."""
 PART = 0.9
-"""The share of the process's time limit that all attempts together may take."""
+"""The share of the time limit of the environment's process that all attempts of one call together may take."""
 LONG_TOKEN = 6
-"""A token of at least this many characters is removed from answers wherever it occurs; a shorter one may be an ordinary word."""
+"""A token of at least this many characters is removed from answers wherever it occurs. A shorter one may be an ordinary word and
+is removed only after "Bearer"."""
 
 
 class JsonServer(Server):
@@ -54,7 +55,8 @@ class JsonServer(Server):
                                   f"{problem}; is the server up? (timeout_s and attempts are settings)") from None
 
     def accept(self, path: str, answer: Answer) -> dict[str, Any]:
-        """The JSON object in an answer. ValueError if the answer may have been cut short."""
+        """The JSON object in an answer. `Refused` if the status is not 200 or the body is no JSON object. ValueError, so that the
+        request is repeated, if the body is no JSON because it may have been cut short."""
         if answer.status_code != 200:
             raise Refused(f"{self.place}{path} refused: status {answer.status_code}: {self.shown(answer.text)}")
         try:

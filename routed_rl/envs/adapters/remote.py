@@ -1,7 +1,8 @@
 """An environment behind a server, over HTTP: `RemoteEnvironment` scores completions, `RemoteEpisodes` plays episodes.
 
 The protocol is JSON objects by POST. Every request may come twice (a request whose answer was lost is repeated), so a server must
-answer the same request in the same way. This side chooses an episode's id, and `messages` is always the whole conversation.
+answer the same request in the same way. The client, which is this module, chooses the id of an episode; `messages` is always the
+whole conversation.
 
     /tasks          {"split", "seed", "start", "count"}      -> {"tasks": [{"prompt", "data"}, ...]}; fewer than `count`: no more
     /score          {"task": {"prompt", "data"}, "completion"} -> {"reward", "solve"?, "flags"?, "metrics"?}
@@ -27,8 +28,8 @@ FIELDS = {field.name for field in dataclasses.fields(Score)}
 
 
 class _Remote:
-    """`url` is the server's address. `timeout_s` and `attempts` hold for each call. `token_env` names the environment variable
-    that holds the token."""
+    """The connection to the server, and its tasks. `url` is the server's address. `timeout_s` and `attempts` are those of
+    `JsonServer`. `token_env` names the environment variable that holds the token."""
 
     def __init__(self, url: str, timeout_s: float = 30.0, attempts: int = 3, token_env: str | None = None) -> None:
         self.server = JsonServer(url, timeout_s, attempts, token_env)
@@ -53,14 +54,14 @@ class RemoteEnvironment(_Remote):
 
 
 class RemoteEpisodes(_Remote):
-    """Plays episodes on a server, which must have the paths /episode instead of /score."""
+    """Plays episodes on a server that answers at the paths /episode/start, /episode/step and /episode/cut."""
 
     def episode(self) -> Episode:
         return RemoteEpisode(self.server)
 
 
 class RemoteEpisode(Episode):
-    """One conversation on the server, which knows it by its `id`."""
+    """One conversation on the server; every request carries its `id`."""
 
     def __init__(self, server: JsonServer) -> None:
         self.server, self.id = server, uuid.uuid4().hex
@@ -93,8 +94,7 @@ def _task(answer: Any) -> Task:
 
 
 def _score(answer: Mapping[str, Any]) -> Score:
-    """The score in a server's answer. A score without a reward, or with unknown fields, is an error, because nothing is made
-    up."""
+    """The score in a server's answer. `Refused` if the answer has no `reward`, or fields that `Score` does not have."""
     if "reward" not in answer or not set(answer) <= FIELDS:
         raise Refused(f"the server gave a score with the fields {sorted(answer)}; it needs reward, and may have {sorted(FIELDS)}")
     return Score(**answer)

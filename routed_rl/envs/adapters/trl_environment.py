@@ -2,10 +2,10 @@
 episodes.
 
 Covered as in TRL 1.16: a row of the dataset goes to `reset`, and the text that `reset` returns is appended to the prompt. The
-model's tool calls run on the instance, and their results come back in the role tool. A turn without a call ends the episode, and
-`get_reward` gives the reward. Tool calls are read from the text, as `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`:
-the format of Qwen, Hermes and SmolLM. Not covered: async methods, images, reward functions beside the environment, other formats
-of tool calls.
+model's tool calls run on the instance, and their results come back as messages of the role tool. A turn without a call ends the
+episode, and `get_reward` gives the reward. Tool calls are read from the text, as `<tool_call>{"name": ..., "arguments":
+{...}}</tool_call>`: the format of Qwen, Hermes and SmolLM. Not covered: async methods, images, reward functions beside the
+environment, other formats of tool calls.
 """
 
 import inspect
@@ -129,7 +129,7 @@ def _tool_names(instance: Any, factory: str) -> list[str]:
 
 
 def _schema(method: Any, factory: str) -> dict[str, Any]:
-    """The JSON schema that TRL would give to the chat template."""
+    """The JSON schema of the tool `method` that TRL would give to the chat template."""
     from transformers.utils.chat_template_utils import get_json_schema
 
     try:

@@ -50,8 +50,9 @@ class VerifiersTaskset:
         self._refuse(first)
 
     def tasks(self, split: str, seed: int) -> Iterator[Task]:
-        """Yield the tasks of `split`. The tasks of a finite taskset come once, shuffled. Those of an infinite taskset come in its
-        own order, shuffled in blocks; the split of each follows from its text, because a task may come again in a later block."""
+        """Yield the tasks of `split`. The tasks of a finite taskset come once, shuffled. An infinite taskset is read in its own
+        order, in blocks that are shuffled. The split of each of its tasks follows from the task's text, because a task may come
+        again in a later block."""
         draw = random.Random(f"{split} {seed}")
         stream, by_blocks = iter(self.source), None
         while block := self.known or [_plain(task) for task in itertools.islice(stream, BLOCK)]:
@@ -67,7 +68,7 @@ class VerifiersTaskset:
 
     def score(self, task: Task, completion: str) -> Score:
         """Score a completion with verifiers. An error in one of its scorers is passed on, and ValueError is raised if verifiers
-        leaves a reward out."""
+        gives no value for one of the rewards or metrics."""
         trace = asyncio.run(self._scored(task.data["data"], as_messages(task.prompt), completion))
         missing = [name for name, value in {**trace.rewards, **trace.metrics}.items() if value is None]
         if missing:
@@ -98,7 +99,8 @@ class VerifiersTaskset:
         return [*system, *as_messages(data["prompt"])]
 
     def _refuse(self, task: Any) -> None:
-        """Raise a ConfigError that names every feature of this taskset that the adapter does not cover."""
+        """Raise ConfigError if the taskset, whose first task is `task`, has features that the adapter does not cover; the message
+        names all of them."""
         import verifiers.v1 as vf
         from verifiers.v1.utils.decorators import discover_decorated
 
@@ -125,14 +127,14 @@ def _plain(task: Any) -> dict[str, Any]:
 
 
 def _key(data: Mapping[str, Any]) -> str:
-    """The text of a task, by which it belongs to a split. Its number and its names are no part of it, because a task that comes
-    again may have others."""
+    """The data of a task as text, from which the task's split follows. The fields `idx`, `id` and `name` are left out, because
+    they may differ when the same task comes again."""
     return json.dumps({name: value for name, value in data.items() if name not in ("idx", "id", "name")}, sort_keys=True)
 
 
 def _needs_runtime(function: Any) -> bool:
-    """Whether verifiers needs a runtime for a function. By its rule, a function with a default for `runtime` is called without
-    one, and any other that takes `runtime` is left out."""
+    """Whether verifiers needs a runtime to call `function`: it has a parameter `runtime` without a default. Without a runtime,
+    verifiers leaves such a function out."""
     runtime = inspect.signature(function).parameters.get("runtime")
     return runtime is not None and runtime.default is inspect.Parameter.empty
 

@@ -1,5 +1,5 @@
-"""Checks whether an environment is sound: its gold completions score full, junk does not, the same seed gives the same tasks, and
-its scorer is quick and does not raise.
+"""Checks whether an environment is sound: its gold completions (solutions by its method `gold`) are paid, junk is not, the same
+seed gives the same tasks, and its scorer is quick and does not raise.
 
 A sound environment can still be gamed by a completion that is not junk; nothing here looks for that.
 """

@@ -1,5 +1,5 @@
-"""The checks of an environment. Each check is one function that gives a verdict on the evidence, and its docstring says what must
-hold. The verdict is None if it could not be judged."""
+"""The checks of an environment. Each check is a function from the `Evidence` to a `Verdict`; its docstring says what must
+hold."""
 
 import itertools
 import re
@@ -16,8 +16,8 @@ answer."""
 SLOW_S = 1.0
 """Largest median time, in seconds, that scoring one kind of completion may take."""
 Verdict = tuple[bool | None, str] | tuple[bool | None, str, Failure | None]
-"""Whether the environment passes the check (None if that cannot be judged), a detail in words, and, if there is one, the failure
-that explains it."""
+"""Whether the environment passes the check (None if that cannot be judged), a detail in words, and optionally the `Failure` that
+explains the result."""
 
 
 def makes_tasks(seen: Evidence) -> Verdict:
@@ -103,8 +103,8 @@ def _equal(left: str, right: str) -> bool:
 
 
 def _share(trial: Trial, gold: Trial | None) -> float:
-    """The share of the full reward that a trial earned, or its `solve` if that is larger. The full reward is 1 if that of the
-    gold completion is unknown."""
+    """The share of the full reward that a trial earned, or its `solve` if that is larger; 0 if scoring failed. The full reward is
+    that of the trial `gold`, or 1 if this is unknown or not positive."""
     if isinstance(trial.result, Failure):
         return 0.0
     full = gold.result.reward if gold and isinstance(gold.result, Score) and gold.result.reward > 0 else 1.0
@@ -112,13 +112,13 @@ def _share(trial: Trial, gold: Trial | None) -> float:
 
 
 def _failed(seen: Evidence, *, wrong: bool) -> list[Trial]:
-    """The trials without a score. With `wrong`: those whose score had a wrong number; otherwise all others."""
+    """The trials whose scoring failed: with `wrong`, because the score had a wrong number; without it, for any other reason."""
     return [trial for trial in seen.trials
             if isinstance(trial.result, Failure) and (trial.result.kind == "wrong number") == wrong]
 
 
 def _failure(trials: list[Trial]) -> Failure | None:
-    """The failure of the first of these trials, if it is one."""
+    """The result of the first of `trials` if it is a `Failure`; otherwise None, also if there are no trials."""
     return trials[0].result if trials and isinstance(trials[0].result, Failure) else None
 
 

@@ -1,5 +1,5 @@
-"""The evidence on which an environment is judged: its tasks, which are made twice to see that they are the same, and its
-scores for gold and junk completions."""
+"""The evidence on which `env check` judges an environment: its tasks, which are made twice to see that they are the same, and its
+scores for gold completions (the method `gold`) and junk."""
 
 import itertools
 import time
@@ -51,8 +51,8 @@ class Evidence:
 def gather(make: Callable[[], Environment], samples: int, seed: int = 0, split: str = "train") -> Evidence:
     """Collect the evidence on the environment that `make` builds.
 
-    The first `samples` tasks of `split` are made twice, from two environments of the same settings. Then gold and every kind of
-    junk are scored, one completion at a time.
+    The first `samples` tasks of `split` are made twice, from two environments of the same settings. Then the gold completion and
+    every kind of junk are scored for each task, one completion at a time.
     """
     seen = Evidence()
     try:

@@ -16,7 +16,7 @@ REMEDIES = {
     "raises": "return Score(0.0) for a completion that cannot be read",
     "finite": "return numbers that are finite and in their range",
     "time": "limit the length of what is read, or the work for it"}
-"""The advice for each check, used if the failure itself has none."""
+"""Advice to the author of the plug-in for each check, used if the check has no `Failure` with a `remedy`."""
 
 
 @dataclass(frozen=True)

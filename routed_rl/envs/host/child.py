@@ -40,8 +40,9 @@ def scrubbed(variables: dict[str, str], allowed: Collection[str] = ()) -> dict[s
 
 
 class Child:
-    """A worker process under a guard. `setup` is its first message; `allowed` names variables that it may see although they look
-    like secrets. `dead` says why the process can no longer be used; code that finds it set must call `kill`.
+    """A worker process, started under `routed_rl.guard`, which ends it when the trainer dies. `setup` is the first message to the
+    worker. `allowed` names environment variables that the worker may see although they look like secrets. `dead` says why the
+    process can no longer be used; code that finds it set must call `kill`.
 
     A message is one line of JSON, `[number of the request, content]`; its answer has the same number.
     """
@@ -61,8 +62,8 @@ class Child:
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
         self.facts: dict[str, Any] | None = None
-        """The worker's description of its environment, once it is ready, with the worker's own `pid` (`process` is the guard of
-        the worker)."""
+        """The worker's description of its environment, once the worker is ready. Its `pid` is that of the worker; `self.process`
+        is the guard of the worker."""
         self.dead: str | None = None
         self.hung = False
         self.send(setup)
@@ -115,7 +116,8 @@ class Child:
             return b""
 
     def _listen(self) -> None:
-        """Collect the output, in a thread of its own, until every process that could print has ended."""
+        """Keep the newest bytes that the worker prints, until every process that could print has ended. Runs in a thread of its
+        own."""
         if self.process.stderr is None:  # what is printed appears, and is not kept
             return
         with self.process.stderr as pipe:

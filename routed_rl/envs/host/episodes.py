@@ -1,8 +1,8 @@
 """Episodes of an environment in a process of its own. `IsolatedEpisode` lives in the trainer, `OpenEpisodes` in the process.
 
 When a process is lost, its open episodes are lost too. A new process plays their turns again, so an episode's answers must follow
-from its task and the model's turns, as in any environment that can be resumed. If they differ from the first time, the episode is
-a failure.
+from its task and the model's turns, as in any environment that can be resumed. If the answers differ from the first time, the
+episode is a failure.
 """
 
 import itertools
@@ -21,7 +21,8 @@ continued after all, its turns are played again."""
 
 
 class IsolatedEpisode(Episode):
-    """Behaves like the episode with this `number` in the process. An error that the episode raises becomes a TaskError."""
+    """In the trainer, behaves like the episode that has this `number` in the environment's process. An error that the episode
+    raises becomes a TaskError."""
 
     def __init__(self, number: int, ask: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
         """`ask` sends a request and returns the process's answer. It raises TaskError if no answer comes in time, or if the
@@ -78,7 +79,8 @@ class OpenEpisodes:
         return said
 
     def _played_again(self, episode: Any, task: Task, messages: list[Message]) -> Any:
-        """A new episode, brought to the state of the lost one by playing all of the model's turns that had an answer."""
+        """Bring `episode`, which is new, to the state of the lost one by playing those of the model's turns in `messages` that
+        had an answer, and return it. ValueError if an answer differs from the first time."""
         first = episode.start(task)
         begun = len(task.prompt if first is None else first)
         turns = [place for place, message in enumerate(messages) if place >= begun and message["role"] == "assistant"]

@@ -19,7 +19,7 @@ class Isolation:
     workers: int = 1
     """How many processes of this environment score at the same time."""
     timeout_s: float = 60.0
-    """Seconds that one scoring may take; then its process is killed and the completion counts as failed."""
+    """Seconds that one scoring may take. After that the process that scores is killed, and the completion counts as failed."""
     python: str | None = None
     """Path of another interpreter (3.11 or newer), for libraries that clash; null for the interpreter of the trainer. The other
     interpreter can import `routed_rl`, which need not be installed there."""

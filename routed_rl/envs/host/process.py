@@ -2,8 +2,8 @@
 trainer.
 
 It keeps accidents out of the trainer, but it is no jail: the process has the user's rights. Code that a model wrote belongs in
-`routed_rl.sandbox`. The output of an environment is shown only with `show_output`; otherwise its last line is part of the message
-if the process dies.
+`routed_rl.sandbox`. The output of an environment is shown only with `show_output`; otherwise the message about a process that has
+died quotes the last line that the process printed.
 """
 
 import itertools
@@ -28,8 +28,8 @@ TASKS_S = 300.0
 class EnvironmentProcess(Processes):
     """An `Environment` that runs in processes of its own; `score_many` uses all of them.
 
-    When a process is lost, a task stream continues at the same place, because it is determined by split and seed. A completion
-    that was being scored when a process crashed is scored once more; if that fails too, it counts as failed.
+    When a process is lost, a task stream continues at the same place, because the stream is determined by split and seed. A
+    completion that was being scored when a process crashed is scored once more; if that fails too, it counts as failed.
     """
 
     def __init__(self, name: str, path: str, arguments: dict[str, Any], stages: list[dict[str, Any]] | None = None,
@@ -55,14 +55,14 @@ class EnvironmentProcess(Processes):
 
     @property
     def episode(self) -> Any:
-        """A function that makes a new episode; None if the environment has no episodes, or this is not known yet."""
+        """A function that makes a new episode; None if the environment has no episodes, or if no process is ready yet."""
         return self._new_episode if self._description and self._description["episodes"] else None
 
     def _new_episode(self) -> Episode:
         return IsolatedEpisode(next(self._numbers), lambda request: self._ask(request, "play", self.isolation.timeout_s))
 
     def tasks(self, split: str, seed: int) -> Iterator[Task]:
-        """Yield the tasks that the environment makes. Data that JSON would change stays sealed, so that only the environment's
+        """Yield the tasks that the environment makes. Task data that JSON would change comes as `Sealed`: only the environment's
         process can read it. TaskError if tasks cannot be made."""
         request = {"ask": "task", "reader": next(self._numbers), "split": split, "seed": seed}
         for place in itertools.count():
@@ -82,8 +82,8 @@ class EnvironmentProcess(Processes):
         return result
 
     def score_many(self, pairs: Sequence[tuple[Task, str]]) -> list[Score | Failure]:
-        """The scores or failures in the order of `pairs`. Threads in the trainer pass the completions to the processes, each of
-        which gets one after another."""
+        """The scores or failures in the order of `pairs`. Threads in the trainer pass the completions to the processes. Each
+        process scores one completion at a time."""
         idle = SimpleQueue[int]()
 
         def score(pair: tuple[Task, str]) -> Score | Failure:
@@ -120,7 +120,8 @@ class EnvironmentProcess(Processes):
         return gold
 
     def _ask(self, request: dict[str, Any], doing: str, timeout_s: float = TASKS_S) -> dict[str, Any]:
-        """One answer of the first process; TaskError if there is none."""
+        """Send `request` to the first process and return the answer; `doing` names the purpose of the request in messages.
+        TaskError if the process dies, takes longer than `timeout_s`, or answers with an error."""
         with self._lock:
             reply = self.exchange(request | {"doing": doing}, timeout_s)
         if isinstance(reply, Failure):

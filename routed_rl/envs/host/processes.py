@@ -87,7 +87,8 @@ class Processes:
                 first.kill()
 
     def child(self, slot: int) -> Child:
-        """The process in `slot`, started and ready."""
+        """The process in `slot`. It is started if necessary, and this method waits until it is ready. TaskError if it dies
+        `STARTS` times before that; if the environment cannot be built, the error of the build."""
         if os.getpid() != self._owner:  # after a fork: the processes and sockets belong to the parent
             self._begin()
         reason = ""
@@ -111,8 +112,8 @@ class Processes:
 
     def exchange(self, request: dict[str, Any], timeout_s: float, slot: int = 0) -> dict[str, Any] | Failure:
         """The answer of the process in `slot` to `request`, whose entry `doing` names its purpose. If the process dies, the
-        request is repeated. A Failure is returned if the request took longer than `timeout_s`, if the process died during it
-        twice, or if the process was killed by SIGKILL more than `INNOCENT` times."""
+        request is repeated. A Failure is returned if the answer is an error, if the request took longer than `timeout_s`, or if
+        the process died too often during the request: twice, or, by SIGKILL, more than `INNOCENT` times."""
         for deaths in itertools.count(1):
             child = self.child(slot)
             child.send(request)
@@ -131,8 +132,8 @@ class Processes:
         self._children[:] = [child or self._start() for child in self._children]
 
     def bury(self, slot: int, doing: str) -> str:
-        """End the process in `slot`, log what it was `doing`, and return the reason why it cannot be used. TaskError if all
-        processes were ended meanwhile, so that none is to be started again."""
+        """End the process in `slot`, log what it was `doing`, and return the reason why it cannot be used. TaskError if `close`
+        has ended the processes in the meantime: the process is then not started again."""
         child = self._children[slot]
         if child is None:
             raise TaskError(f"environment {self.name} was closed {doing}")

@@ -1,8 +1,8 @@
-"""Messages between the trainer and an environment's process. They are lines of JSON, so that neither side runs bytes of the
-other.
+"""Messages between the trainer and an environment's process. They are lines of JSON, so that neither side executes code that the
+other sends.
 
 Data of a task that JSON would change (tuples, sets, objects) is pickled by the process that made it. The trainer keeps the
-pickled bytes sealed and hands them back unread; only processes of the same environment ever unpickle them.
+pickled bytes as `Sealed` and sends them back without opening them; only processes of the same environment ever unpickle them.
 """
 
 import base64
@@ -25,7 +25,8 @@ class WireError(ValueError):
 
 @dataclass(frozen=True, eq=True)
 class Sealed(Mapping[str, Any]):
-    """Data that stays in the environment's process. The trainer can compare it and hand it back, but not read it."""
+    """The pickled data of a task, which only the environment's process opens. The trainer can compare it and send it back, but
+    not read it: as a mapping it is empty."""
 
     pickled: str
 
@@ -60,7 +61,8 @@ def pack_task(task: Task) -> list[Any]:
 
 
 def unpack_task(message: Any, *, sealed: bool) -> Task:
-    """The task in a message. With `sealed`, pickled data is not opened; the trainer must never open it."""
+    """The task in a message. With `sealed`, pickled data becomes `Sealed` and is not opened; the trainer must always set it. With
+    `sealed=False` the data is unpickled."""
     match message:
         case [str() | list() as prompt, int(stage), str(pickled)]:
             return Task(prompt, Sealed(pickled) if sealed else pickle.loads(base64.b64decode(pickled)), stage)
@@ -93,7 +95,8 @@ def unpack_score(message: Any) -> Score:
 
 
 def _pack_data(data: Mapping[str, Any]) -> list[Any]:
-    """[JSON object] if JSON gives back exactly the same, else [pickle in base64]."""
+    """A list of one entry: `data` itself if JSON keeps it exactly, otherwise its pickle as base64 text. ContractError if `data`
+    cannot be pickled."""
     if isinstance(data, Sealed):
         return [data.pickled]
     try:

@@ -66,7 +66,8 @@ class Worker:
         return lines_of(self.environment).get({"task": "tasks"}.get(asked, asked), "")
 
     def build(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Build the environment and describe it; if it cannot be built, answer with the kind of error and its message."""
+        """Build the environment and describe it; if it cannot be built, answer with the name of the error's class and its
+        message."""
         sys.path[:] = request.get("sys_path") or sys.path
         self.streams: dict[int, tuple[Iterator[Any], int]] = {}
         self.episodes = OpenEpisodes(lambda: self.outbox.write(b"\n"))
@@ -77,8 +78,8 @@ class Worker:
         return describe_environment(self.environment)
 
     def task(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Answer with task number `place` of a stream. If the next task of the stream has another number, the stream is made anew
-        and skipped ahead."""
+        """Answer with the task that has the number `place` in the task stream `reader`; both are entries of `request`. If the
+        stream stands at another number, it is made anew and the tasks before `place` are skipped."""
         reader, place = request["reader"], request["place"]
         stream, position = self.streams.pop(reader, (None, -1))
         if stream is None or position != place:
