@@ -23,12 +23,12 @@ from routed_rl.training.spans import spans_in
 
 def route_by_labels(model: PreTrainedModel, routing: RoutingConfig, names: Sequence[str], *, frozen: list[str], seed: int
                     ) -> LabelRouter:
-    """Set up label routing of a model in place, and return the router. Every linear module of the layers gets an adapter of the
-    quarantine. The gradients of these modules, and of all others with trainable parameters, are multiplied at each position by
-    the factors of `Gates`.
+    """Set up label routing of a model in place, and return the router. Every linear module of the decoder layers gets an adapter,
+    and these adapters are the quarantine. The gradients of these modules, and of all others with trainable parameters, are
+    multiplied at each position by the factors of `Gates`.
 
-    `names`: the environments that the model trains on. `frozen`: the value of `model.freeze`. `seed`: that of the adapters' first
-    values.
+    `names`: the environments that the model trains on. `frozen`: the value of `model.freeze`. `seed`: the seed of the adapters'
+    initial values.
     """
     freeze(model, frozen)
     settings, context = routing.labels, RoutingContext()
@@ -56,18 +56,20 @@ def adapter_of(module: Any, rank: int, generator: torch.Generator) -> LabelAdapt
 
 
 def linear_modules(model: PreTrainedModel) -> list[tuple[str, Any]]:
-    """Return every linear module of the model's layers, each with a name made of the layer's number and the module's name in the
-    layer. Modules that belong to a LoRA are left out, and a module that carries a LoRA is returned without it."""
+    """Return the linear modules of the decoder layers as pairs (name, module). The name is made of the layer's number and the
+    module's name in the layer. The matrices of a LoRA are left out; if PEFT has wrapped a module in a LoRA, the plain module
+    inside the wrapper is returned."""
     return [(f"{place}.{name}", module) for place, layer in enumerate(decoder_layers(model))
             for name, module in layer.named_modules() if isinstance(module, (nn.Linear, Conv1D)) and ".lora_" not in f".{name}"]
 
 
 def flags_of(found: Sequence[bool], scores: Sequence[Score | None], ids: Tensor, mask: Tensor, routing: RoutingConfig,
              flags: Sequence[str], tokenizer: Any) -> Tensor:
-    """Find the flagged rows or tokens of a generation. With `routing.labels.unit=row` these are the rows that the detector
-    `found`, (B,) bool. With `unit=token` these are tokens of such rows, (B, C) bool: those in spans that the row's score marks
-    under one of `flags`, or all tokens if the score marks none. `ids`, `mask`: the token ids of the completions, and 1 at real
-    tokens, (B, C) each."""
+    """Return which rows or tokens of a generation are flagged. `found`: whether the detector flags each row. With
+    `routing.labels.unit=row` the result is `found` as a tensor, (B,) bool. With `unit=token` it is (B, C) bool, and True at
+    tokens of flagged rows: at the tokens in spans that the row's score marks under one of the names `flags`, or at all real
+    tokens of the row if its score marks no such span. `ids`, `mask`: the token ids of the completions, and 1 at real tokens, (B,
+    C) each."""
     rows = torch.tensor(found, device=ids.device)
     if routing.labels.unit == "row":
         return rows
@@ -79,10 +81,10 @@ def flags_of(found: Sequence[bool], scores: Sequence[Score | None], ids: Tensor,
 
 def balanced(advantages_B: Tensor, rewards: Sequence[float], flagged: Sequence[bool], group: int, failed: Sequence[bool] = ()
              ) -> Tensor:
-    """Return advantages (B,) measured from the mean reward of those rows of a group that are not flagged, instead of from the
-    mean reward of all rows. The unit of the advantages stays. A group in which all rows are flagged, or none, keeps its
-    advantages (GRAFT, 2026). `group`: rows per group. `failed`: whether each row could not be scored; such rows count in no mean
-    and keep their advantages."""
+    """Return advantages (B,) with another baseline (GRAFT, 2026): the mean reward of the rows of a group that are not flagged, in
+    place of the mean reward of all its rows. The advantages are shifted and not rescaled. A group in which all rows or no rows
+    are flagged keeps its advantages. `group`: rows per group. `failed`: whether each row could not be scored; such rows count in
+    no mean and keep their advantages."""
     found = advantages_B.clone()
     for start in range(0, len(rewards), group):
         rows = [row for row in range(start, min(start + group, len(rewards))) if not (failed and failed[row])]

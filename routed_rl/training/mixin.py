@@ -44,9 +44,9 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, LeanMixin, SavingMixin)
     that TRL's trainer gives: bit for bit with `lean=False`, otherwise up to rounding."""
 
     served: Served | None = None
-    """The engine that makes the rollouts; None if the trainer's own model makes them, or an engine of TRL."""
+    """The engine that makes the rollouts; None if the trainer's own model makes them, or an engine that TRL has started."""
     prints = False
-    """Whether transformers may print its logs, as it does when its progress bar is off."""
+    """Whether transformers' `PrinterCallback` stays on the trainer; it prints each step's logs when the progress bar is off."""
 
     def __init__(self, model: PreTrainedModel, args: TrainingArguments, *, router: Router | None, run: RunFolder,
                  reward: Rows, reference: PreTrainedModel | None = None, watch: Watch | None = None,
@@ -56,13 +56,14 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, LeanMixin, SavingMixin)
                  evaluator: Callable[[int], dict[str, float]] | None = None,
                  listener: Callable[[dict[str, Any]], None] | None = None, strategy: str = "none", lean: bool = True,
                  ahead: bool = False, **kwargs: Any) -> None:
-        """`args` is copied. `run`: the folder of the run. `reward`: answers what the trainer asks about its rows, see `Rows`.
-        `reference`: the model of the KL term, needed if `args.beta` is not 0 and the weights are trained. `watch`: the monitor.
+        """`args` is copied. `run`: the folder of the run. `reward`: knows the environment, the task and the reward of each row,
+        see `Rows`. `reference`: the model of the KL term, needed if `args.beta` is not 0 and the model has no LoRA. `watch`: runs
+        the monitor.
 
         `served`: the engine that makes the rollouts, whose log-probabilities `parity` compares with the trainer's. `practice`:
         chooses the groups that practise, and needs a router. `contexts`: puts prompts under a context for generating and for
-        learning. `edit`: a temporary change of the stream, on from a step's first rollout to its last backward pass.
-        `advantages`: computes advantages in another way than TRL. `health`: compares the policy with the base model. Each may be
+        learning. `edit`: a temporary change of the residual stream, which is on from a step's first rollout to its last backward
+        pass. `advantages`: replaces TRL's advantages. `health`: compares the policy with the base model. Each of these may be
         None.
 
         `evaluator`: maps the number of a step to the metrics of the evaluation that is due after the step. `listener`: is called
@@ -83,8 +84,8 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, LeanMixin, SavingMixin)
         self.rollout_metrics: dict[str, float] = {}
         """Metrics of this step's rollouts, which are added by the code that makes rollouts."""
         self._unread: list[tuple[Tensor, Tensor]] = []
-        """For each micro-batch of this step, the numbers and the environments of completions that were left out of the forward
-        pass because they have no gradient."""
+        """For each micro-batch of this step, the result of `unread_rows`: the completions that were left out of the forward pass
+        because they have no gradient."""
         self.stopped = 0
         """The number of the signal to the process that ended the training early; 0 if there was no signal."""
         check_alike(reward.names)
@@ -165,8 +166,8 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, LeanMixin, SavingMixin)
         return self.finite.loss(loss, inputs) if torch.is_grad_enabled() else loss
 
     def name_rows(self, inputs: dict[str, Tensor], some: Pass | None) -> None:
-        """Tell the router which rows of the micro-batch `inputs` are in the next forward pass: those of `some`, or all if it is
-        None."""
+        """Tell the router which rows of the micro-batch `inputs` are in the next forward pass: the rows of the pass `some`, or
+        all rows if `some` is None."""
         if self.router is None:
             return
         rows = slice(None) if some is None else some.rows_R
@@ -199,8 +200,8 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, LeanMixin, SavingMixin)
             self.router.begin_step(step)
 
     def step_routing(self, step: int) -> None:
-        """Make the quarantine's step `step` (counted from 0) after the model's optimizer has stepped, and add the ledger's row to
-        the metrics."""
+        """Make the quarantine's step `step` (counted from 0) after the model's optimizer has stepped. The ledger's row of this
+        step becomes part of `step_metrics`."""
         self.step_metrics, self.rollout_metrics = self.reward.take_metrics() | self.rollout_metrics, {}
         if known := [share for share in self.groups_alike if not math.isnan(share)]:
             self.step_metrics[f"train/{ALIKE}"] = sum(known) / len(known)

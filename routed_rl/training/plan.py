@@ -97,8 +97,8 @@ def training_arguments(config: Config, run: RunFolder) -> TrainerArguments:
 
 
 def _defaults(config: Config) -> dict[str, Any]:
-    """Return the settings of `trainer:` together with defaults of our own: those that a machine without an accelerator needs
-    (bf16 needs `use_cpu`, and pinned memory would warn), and a correction of vLLM's probabilities for each token, because TRL's
+    """Return the settings of `trainer:`, completed by defaults of our own. Without a GPU, the trainer uses the CPU and no pinned
+    memory. With another engine than transformers, TRL's importance sampling correction is truncated token by token, because TRL's
     default drops long completions."""
     wanted: dict[str, Any] = {"dataloader_pin_memory": torch.cuda.is_available(), "use_cpu": not torch.cuda.is_available()}
     corrected = "vllm_importance_sampling_mode"

@@ -30,7 +30,7 @@ class PPOConfig(GRPOConfig):
     """GRPO's settings and those of the value head. Settings of GRPO that are about advantages within groups are refused."""
 
     gamma: float = 1.0
-    """The factor by which a later reward is discounted for each own token before it."""
+    """The discount factor γ: a reward that is n own tokens later is multiplied by γ to the power n."""
     gae_lambda: float = 0.95
     """The λ of generalised advantage estimation, from 0 to 1. 0: the advantage is the one-step error of the value head; 1: it is
     the sum of the rewards to come, minus the value."""
@@ -42,8 +42,8 @@ class PPOConfig(GRPOConfig):
     value_coefficient: float = 0.5
     """Weight of the value head's loss, relative to the policy's loss."""
     value_clip: float | None = 0.2
-    """How far a value may move from the one that the head gave when the completions were made, in units of the reward, before the
-    loss no longer rewards it; null: no bound."""
+    """How far a token's value may move, in units of the reward, from the value that the head gave when the completions were made.
+    A larger move does not lower the loss further; null: no bound."""
     value_detach: bool = True
     """Whether the value head's loss trains the head alone. false: the loss trains the model too, and its gradient is routed like
     any other."""
@@ -149,7 +149,7 @@ class PPOTrainer(GRPOTrainer):
 
 
 class ValueCallback(TrainerCallback):
-    """Makes the value head's step at the point where every backend has finished the step of the model."""
+    """Makes the value head's step right after the model's optimizer has stepped."""
 
     def __init__(self, trainer: PPOTrainer) -> None:
         self.trainer = trainer
@@ -168,7 +168,7 @@ def value_errors(values: Tensor, old: Tensor, returns: Tensor, clip: float | Non
 
 
 def _own_tokens(rows: dict[str, Any]) -> Tensor:
-    """Return which tokens of the completions are own tokens, (B, T) bool. In an episode `tool_mask` is 0 at all others."""
+    """Return which tokens of the completions are own tokens, (B, T) bool. In an episode `tool_mask` is 0 at all other tokens."""
     mask = rows["completion_mask"] * rows["tool_mask"] if "tool_mask" in rows else rows["completion_mask"]
     return mask.bool()
 

@@ -1,5 +1,5 @@
-"""Lets the deployed model, which has no quarantine, roll out and learn a share of the groups: these groups practise. A group that
-practises changes the weights alone, outside the subspace, and neither ledger nor quarantine."""
+"""Practice: the deployed model, which has no quarantine, rolls out and learns a share of the groups. A group that practises
+changes only the model's weights, outside the subspace. It changes neither the ledger nor the quarantine."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -33,8 +33,8 @@ class Practice:
     """Chooses which groups practise. All rows of a group practise or none, because the choice depends on the task."""
 
     def __init__(self, share: float, allowed: Allowed, table: Places) -> None:
-        """`share`: the share of groups that practise, in an environment that may practise. `allowed`: says which environments
-        may. `table`: knows the environment of each task."""
+        """`share`: the share of groups that practise, in an environment that may practise. `allowed`: returns the names of those
+        environments. `table`: knows the environment of each task."""
         self.share, self.allowed, self.table = share, allowed, table
 
     @property
@@ -43,8 +43,8 @@ class Practice:
         return self.share > 0 and bool(self.allowed())
 
     def choose(self, task_ids: Sequence[int]) -> list[bool]:
-        """Return, for each row, whether it practises, from the number of its task. Every `1 / share`-th task of an environment
-        that may practise does, counted from the environment's first task."""
+        """Return, for each row, whether it practises. `task_ids`: the number of each row's task. In an environment that may
+        practise, every `1 / share`-th task is chosen, counted from the environment's first task."""
         names = self.allowed() if self.share > 0 else ()
         if not names:
             return [False] * len(task_ids)
@@ -57,8 +57,9 @@ class Practice:
 
 
 def make_practice(routing: RoutingConfig, table: Places, watch: Watch | None) -> Practice | None:
-    """Make the object that chooses groups for practice, by the settings; None if they let no group practise. With
-    `routing.practice.environments=auto` the monitor `watch` says which environments may practise; if it is None, none may."""
+    """Make the object that chooses groups for practice; None if the settings let no group practise. With
+    `routing.practice.environments=auto` the monitor (`watch`) says which environments may practise. If `watch` is None then, no
+    environment may practise."""
     settings, names = routing.practice, table.names
     if not routing.practises:
         return None
@@ -69,9 +70,9 @@ def make_practice(routing: RoutingConfig, table: Places, watch: Watch | None) ->
 
 
 def check_practice(config: Config, environments: Sequence[LoadedEnvironment], prompts: int) -> None:
-    """ConfigError if the settings of practice cannot be followed: an environment that may practise is not trained on, or has too
-    few groups for one to practise. `environments`: those that are trained on. `prompts`: the number of groups in the whole
-    run."""
+    """ConfigError if the settings of practice cannot be followed: an environment that may practise is not trained on, or has so
+    few groups that not one of them would practise. `environments`: the environments that are trained on. `prompts`: the number of
+    groups in the whole run."""
     settings = config.routing.practice
     if not config.routing.practises:
         return
@@ -88,7 +89,8 @@ def check_practice(config: Config, environments: Sequence[LoadedEnvironment], pr
 
 
 def check_practising(routing: RoutingConfig, names: Sequence[str]) -> None:
-    """ConfigError if `routing.practice.environments` lists an environment that is not among `names`, which are trained on."""
+    """ConfigError if `routing.practice.environments` lists an environment that is not among `names`, the environments that are
+    trained on."""
     listed = routing.practice.environments
     if isinstance(listed, (list, tuple)) and (wrong := [name for name in listed if name not in names]):
         raise ConfigError(f"routing.practice.environments has {wrong[0]}, which is not trained on; choose from "
@@ -118,7 +120,8 @@ class PractisingMixin:
             self.rolling = before
 
     def rows_of(self, start: int, stop: int) -> AbstractContextManager[None]:
-        """Inside this context, forward passes have only the rows `start` to `stop` (exclusive) of the generation."""
+        """Context for forward passes that have only the rows `start` to `stop` (exclusive) of the generation. Inside it, those of
+        these rows that practise by `rolling` practise."""
         return self.rolling_out(() if self.rolling is None else self.rolling[start:stop])
 
     def _get_per_token_logps_and_entropies(self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int,

@@ -13,9 +13,9 @@ from routed_rl.training.base import left_out
 
 
 def use_base_model(trainer: Any, beta: float) -> None:
-    """Make a trainer of a LoRA, which was built with `beta=0`, use `beta` times the KL from the base model: the model without
-    LoRA, quarantine and edits of the stream. For a model that comes with an adapter, TRL would take a copy of this adapter as the
-    reference instead."""
+    """Make a trainer that trains a LoRA, and was built with `beta=0`, use `beta` times the KL from the base model. The base model
+    is the trainer's model without LoRA, quarantine and edits of the stream; if the model came with an adapter, TRL would take a
+    copy of this adapter as the reference instead."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     disabled = model.disable_adapter
 

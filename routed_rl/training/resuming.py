@@ -61,8 +61,8 @@ def _expected(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def take_schedule(scheduler: Any, file: Path) -> None:
-    """Restore from `file` the state of a schedule; `use_rates` then sets the learning rates of one that is made from settings.
-    CheckpointError if the file holds no state of this schedule."""
+    """Restore the state of a schedule from `file`. CheckpointError if the file holds no state of this schedule. Call `use_rates`
+    afterwards, which sets the learning rates to those of the present settings."""
     with going_on_from(file):
         stored, now = torch.load(file, map_location="cpu", weights_only=True), scheduler.state_dict()
         groups = [len(state.get("lr_lambdas", ())) for state in (stored, now)]
@@ -73,8 +73,8 @@ def take_schedule(scheduler: Any, file: Path) -> None:
 
 def use_rates(optimizer: Any, scheduler: Any, wanted: list[tuple[float, float]]) -> None:
     """Set the initial learning rate and the weight decay of each parameter group to `wanted`, which has one pair (rate, decay)
-    for each, and let the schedule go on from the checkpoint's step with the settings that it has now. A schedule of another kind,
-    which a script gave, has what it needs in its state, and the optimizer has the rates."""
+    for each group. The schedule goes on from the checkpoint's step with its present settings. If a script gave a schedule that
+    has no `lr_lambdas`, nothing is changed, so the checkpoint's rates stay."""
     schedule = getattr(scheduler, "scheduler", scheduler)
     if not hasattr(schedule, "lr_lambdas"):
         return

@@ -24,14 +24,14 @@ def check_routable(writers: list[Writer], frozen: list[str], balance: float | No
 
 
 def bases_of(subspace: Subspace, settings: SubspaceConfig) -> list[Tensor]:
-    """Return the basis of the writers whose place is each layer (see `place_of`), by the settings layout, drop_below and
-    shared_rank."""
+    """Return for each layer of the subspace the basis (D, K) of the writers whose `place_of` is this layer. `settings`: its
+    fields `layout`, `drop_below` and `shared_rank` are read."""
     return subspace.writer_bases(settings.layout, settings.drop_below, settings.shared_rank)
 
 
 def place_of(writer: Writer, subspace: Subspace) -> int:
     """Return the place of a writer: the layer of the subspace at whose hook the stream was read first after the writer had added
-    its output. If nothing was read after the writer, it is the last layer, so that the writer is routed too."""
+    its output. If the stream was not read after the writer, its place is the last layer, so that the writer is routed too."""
     hook = subspace.provenance.details.get("hook", "resid_post")
     read_before = hook == "resid_pre" or (hook == "resid_mid" and not writer.mixer)
     return min(writer.layer + read_before, subspace.provenance.layers - 1)
@@ -41,8 +41,8 @@ def route_model(model: PreTrainedModel, writers: list[Writer], subspace: Subspac
                 *, bases: list[Tensor], frozen: list[str], axis: str | None, seed: int) -> Router:
     """Freeze parameters of a model, route its writers in place, and return the router. `names`: the environments that the model
     trains on. `bases`: the result of `bases_of`. `frozen`: the value of `model.freeze`. `axis`: the axis of the subspace along
-    which the shift of each completion is measured; None for the first. `seed`: that of the random control. `check_routable` must
-    have accepted the model."""
+    which the shift of each completion is measured; None for the first. `seed`: the seed of the random control. `check_routable`
+    must have accepted the model."""
     freeze(model, frozen)
     context = RoutingContext()
     targets = [Target(writer.name, writer.layer, writer.module, bases[place], float(subspace.units[place]), context, len(names),

@@ -13,7 +13,8 @@ from routed_rl.training.completions import CompletionFiles
 
 
 class Rows(Protocol):
-    """Answers what a trainer asks about its rows. The rows of one group have the same task, which is known by its number."""
+    """Tells a trainer the environment, the task and the outcome of each row. The rows of one group have the same task; each task
+    has a number."""
 
     completions: CompletionFiles
     practising: list[bool]

@@ -30,8 +30,8 @@ READ = {"prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "advan
 
 
 class SavingMixin:
-    """Shards the model, writes checkpoints, each of which is sealed when every process has written its files, and resumes from a
-    checkpoint."""
+    """Shards the model, writes checkpoints and resumes from them. A checkpoint is sealed when every process has written its
+    files."""
 
     strategy: str
     """The value of `launch.strategy`."""
@@ -42,7 +42,8 @@ class SavingMixin:
     finite: FiniteCheck
     reward: Rows
     origin: dict[str, str] | None = None
-    """Further metadata of the file of the quarantine, which say what the run began with; None for none."""
+    """Metadata about the start of the run, such as the hash of the model, which the quarantine's file gets as well. None: nothing
+    is added."""
     ahead: Ahead | None = None
     """The object that requests the next generation in advance if `rollout.ahead` is set; None otherwise."""
     optimizer_names: list[list[str]]
@@ -204,8 +205,8 @@ class SavingMixin:
 
 
 def check_buffered(buffered: list[dict[str, Any]], rows: int) -> None:
-    """ValueError if a micro-batch of stored completions lacks a tensor that the loss reads, or has one without an entry for each
-    of `rows` rows."""
+    """ValueError if a micro-batch of stored completions lacks a tensor that the loss reads, or if such a tensor does not have
+    `rows` entries."""
     for batch in buffered:
         if wrong := [name for name in sorted(READ) if not isinstance(batch.get(name), Tensor) or len(batch[name]) != rows]:
             raise ValueError(f"its completions have no {wrong[0]} with {rows} rows")

@@ -21,8 +21,8 @@ class ScoreBook:
     def take(self, restarts: Mapping[str, int]) -> dict[str, float]:
         """Return metrics of the scores since the last call, from all processes, and empty the book: for each environment the
         means of its scores and the number of completions that could not be scored. Completions that practised have metrics of
-        their own, under `practice/`. `restarts`: how often each environment's process was restarted, which is a metric too if it
-        is not 0."""
+        their own, under `practice/`. `restarts`: how often each environment's process was restarted; a count above 0 becomes a
+        metric too."""
         everyone = RANKS.gather((dict(self._scores), dict(self._practised), dict(restarts)))
         self._scores.clear()
         self._practised.clear()

@@ -1,5 +1,5 @@
 """Finds the tokens of a completion that lie in spans which its score marks, and gives these tokens other advantages than the
-rest.
+other tokens.
 
 Shape letters: B rows, C tokens of a completion.
 """
@@ -29,8 +29,8 @@ def spans_in(scores: Sequence[Score | None], names: Sequence[str], ids_BC: Tenso
 
 def tokens_in(spans: Sequence[Sequence[int]], ids_C: Tensor, tokenizer: Any) -> Tensor:
     """Return which tokens of a completion have a character in one of the `spans`, (C,) bool. A span is a pair of places in the
-    completion's text: its first character, and the one behind its last. A token without text, such as the one that ends the
-    completion, counts like the token before it."""
+    completion's text: the place of the span's first character, and the place behind its last character. A token without text,
+    such as an end token, is treated like the token before it."""
     ends = [len(tokenizer.decode(ids_C[:count], skip_special_tokens=True)) for count in range(1, len(ids_C) + 1)]
     found: list[bool] = []
     for start, end in zip([0, *ends], ends, strict=False):
@@ -54,8 +54,8 @@ def targeted(scores: Sequence[Score | None], rewards: Sequence[float], in_answer
     which tokens belong to answers. `group`: rows per group.
 
     Both advantages are in units of the standard deviation of `rewards` within the group, because otherwise one kind of token
-    would count for more. If this deviation is 0, the unit is that of the rewards without penalties. ConfigError as in
-    `check_targets`. A row that could not be scored changes no mean of its group.
+    would count for more. If this deviation is 0, the unit is the standard deviation of the rewards without penalties. ConfigError
+    as in `check_targets`. A row that could not be scored changes no mean of its group.
     """
     check_targets(scores)
     whole_B = torch.tensor(rewards, device=in_answer_BC.device)
@@ -66,7 +66,8 @@ def targeted(scores: Sequence[Score | None], rewards: Sequence[float], in_answer
 
 
 def _penalties(scores: Sequence[Score | None], group: int) -> list[float]:
-    """The penalty that each score reports; for a row without a score the mean of its group, as for its reward."""
+    """Return the penalty of each row, as its score reports it. A row without a score gets the mean penalty of its group, just as
+    it is paid the group's mean reward."""
     found: list[float] = []
     for start in range(0, len(scores), group):
         rows = [None if score is None else score.metrics.get(PENALTY, 0.0) for score in scores[start:start + group]]

@@ -41,7 +41,7 @@ class TaskTable:
         return {"environments": self.names}
 
     def task(self, index: int) -> tuple[int, Task]:
-        """Return the task with the number `index`, behind the index of its environment."""
+        """Return the task with the number `index`, as a pair: the index of its environment, and the task."""
         assert index >= self.first, f"row {index} was asked for, the mixture begins at {self.first}"
         while len(self._tasks) <= index - self.first:
             self._tasks.append(next(self._source))
@@ -95,9 +95,9 @@ class RewardFunction:
 
     def __call__(self, prompts: list[Prompt], completions: list[Any], task_id: list[int],
                  conversation: list[Conversation | None] | None = None, **_: Any) -> list[float]:
-        """Score completions and return their rewards. `task_id`: the number of each row's task. `conversation`: the episode that
-        was played in each row; None for a row without an episode, whose completion is scored, and None if there is no episode at
-        all."""
+        """Score completions and return their rewards. `task_id`: the number of each row's task. `conversation`: for each row the
+        episode that was played in it, which has its score already, or None if the row's completion is to be scored. None in place
+        of the list: no row has an episode."""
         played = conversation or [None] * len(prompts)
         tasks, practising = [self.table.task(index) for index in task_id], self.practising or [False] * len(prompts)
         places: dict[str, list[int]] = defaultdict(list)
@@ -128,8 +128,9 @@ class RewardFunction:
         return self.rewards
 
     def begin_scoring(self, tasks: Sequence[int], texts: Sequence[str]) -> None:
-        """Begin to score completions, given the number of each one's task and its text, before the whole generation is complete.
-        Only environments that run in a process of their own begin early."""
+        """Begin to score completions before the whole generation is complete. `tasks`, `texts`: the number of each completion's
+        task, and its text. Does nothing for environments that do not run in a process of their own; their completions are scored
+        later."""
         for environment_id, rows in groupby(zip(tasks, texts, strict=True), key=lambda row: self.table.task(row[0])[0]):
             self.scorer.begin(self.names[environment_id], [(self.table.task(index)[1], text) for index, text in rows])
 
@@ -151,7 +152,8 @@ class RewardFunction:
         return self.table.place(task)
 
     def take_metrics(self) -> dict[str, float]:
-        """Return the metrics of the scores since the last call, see `ScoreBook.take`, together with those of the payment."""
+        """Return the metrics of the scores since the last call, see `ScoreBook.take`, together with the metrics of `payment` if
+        there is one."""
         metrics = self._book.take({loaded.name: getattr(loaded.environment, "restarts", 0) for loaded in self.table.environments})
         return metrics | self.payment.take_metrics() if self.payment is not None else metrics
 
@@ -172,9 +174,9 @@ def _text(completion: Any) -> str:
 
 def completion_row(name: str, index: int, prompt: Prompt, completion: Any, episode: Conversation | None, score: Score | None
                    ) -> dict[str, Any]:
-    """Return what the file of completions stores of one completion, by column: the prompt, the text that the model wrote (for an
-    episode, all messages after the prompt), and the rewards. `name`: the environment. `index`: the number of the task. `score`:
-    None if the completion could not be scored."""
+    """Return one completion's row of the file of completions, by column: the environment, the task, the prompt, the text that the
+    model wrote (for an episode, all messages after the prompt), and the values of the score. `name`: the environment. `index`:
+    the number of the task. `score`: None if the completion could not be scored."""
     values = {} if score is None else score.values()
     text = _text(completion) if episode is None else json.dumps(episode.messages[episode.first:])
     prompt = prompt if episode is None else episode.messages[:episode.first]

@@ -43,7 +43,7 @@ class Algorithm:
     trainer: type[RoutedTrainer]
     arguments: type[TrainerArguments]
     episodes: bool
-    """Whether the trainer of TRL can learn from episodes, which have several turns."""
+    """Whether `trainer` can learn from episodes, which have several turns."""
 
 
 TRAINERS = {

@@ -50,9 +50,9 @@ def try_out(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
 
 
 def check_optimizer(arguments: TrainerArguments, model: PreTrainedModel) -> torch.optim.Optimizer | None:
-    """Make the optimizer of the arguments for a single number, and return it; None if such an optimizer can only be made for the
-    parameters of a model. ConfigError if the optimizer's package is missing, if it ignores a setting that the user has made, or
-    if it cannot train PPO's value head."""
+    """Make the optimizer that `arguments` choose, for a single dummy parameter, and return it; None if such an optimizer can only
+    be made for the parameters of a model. ConfigError if the optimizer's package is missing, if it ignores a setting that the
+    user has made, or if it cannot train PPO's value head."""
     name = getattr(arguments.optim, "value", arguments.optim)
     try:
         kind, wanted = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
@@ -74,8 +74,8 @@ def check_optimizer(arguments: TrainerArguments, model: PreTrainedModel) -> torc
 
 
 def _optimizer_without(arguments: TrainerArguments, model: PreTrainedModel, field: str, default: Any) -> Any:
-    """Return the class and the settings that the optimizer would have if `field` had the value `default`; None if there is none
-    with this value."""
+    """Return the class and the settings that the optimizer would have if `field` had the value `default`; None if no optimizer
+    can be chosen with this value."""
     other = copy.copy(arguments)
     setattr(other, field, default)
     try:
@@ -100,8 +100,8 @@ def _schedule(arguments: TrainerArguments, optimizer: torch.optim.Optimizer | No
 
 
 def _generate(arguments: Any, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Generate one token from a prompt of one token, with the settings that TRL will use. ValueError for a setting that has no
-    place there."""
+    """Generate one token from a prompt of one token, with the settings that TRL will use. ValueError for a key of
+    `generation_kwargs` that other settings decide, or that transformers does not know."""
     wanted = arguments.generation_kwargs or {}
     if bad := sorted(wanted.keys() & GENERATED):
         raise ValueError(f"{bad[0]} is not set here; the field of trainer with such a name, or the model, decides it")
@@ -117,6 +117,7 @@ def _generate(arguments: Any, model: PreTrainedModel, tokenizer: PreTrainedToken
 
 
 def _trying(arguments: Any, *names: str) -> AbstractContextManager[None]:
-    """Inside this context, any error of a library becomes a ConfigError that says the values of the settings `names`."""
+    """Inside this context, any error of a library becomes a ConfigError that names those settings `trainer.NAME` of `names` that
+    are set, with their values."""
     said = [f"trainer.{name}={getattr(value, 'value', value)}" for name in names if (value := getattr(arguments, name))]
     return reading(ConfigError, " ".join(said))

@@ -26,7 +26,7 @@ class ValueHead(nn.Linear):
     rewards to come."""
 
     def __init__(self, width: int, device: torch.device, optimizer: Any, settings: dict[str, Any]) -> None:
-        """`width`: that of a hidden state. `optimizer`: the class of the head's optimizer, which is made with `settings` and
+        """`width`: the width of a hidden state. `optimizer`: the class of the head's optimizer, which is made with `settings` and
         without weight decay."""
         super().__init__(width, 1, device=device)
         self.optimizer = optimizer([{"params": list(self.parameters()), "weight_decay": 0.0}], **settings)
@@ -44,7 +44,8 @@ class ValueHead(nn.Linear):
             return self(states[:, -tokens - 1:-1].float()).squeeze(-1)
 
     def average(self) -> None:
-        """Replace the head's gradient by its mean over all processes. The processes' losses are scaled for such a mean."""
+        """Replace the head's gradient by its mean over all processes. Each process scales its loss so that this mean is the
+        gradient over the rows of all processes."""
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         RANKS.sum_(gradients)
         for gradient in gradients:

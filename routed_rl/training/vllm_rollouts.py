@@ -90,9 +90,9 @@ class PolicyGeneration(VLLMGeneration):
 
     def _by_model(self, mine: Sequence[bool], adapter: Callable[[bool], str | None],
                   ask: Callable[[list[int]], tuple[Any, ...]]) -> tuple[Any, ...]:
-        """Return the answers for all rows in their order. `mine`: whether the deployed model, and not the policy, answers each
-        row. `adapter`: maps whether it is the deployed model to the name of the model's adapter. `ask`: maps indices of rows to
-        their answers."""
+        """Return the answers for all rows in their order. The deployed model answers the rows at which `mine` is True, and the
+        policy answers the others. `adapter`: returns the name of the adapter for requests to the deployed model (True) or the
+        policy (False), or None. `ask`: takes indices of rows and returns their answers."""
         answers: list[list[Any]] = [[None] * len(mine) for _ in range(4)]
         for deployed in (False, True):
             name = adapter(deployed)  # in every process, even one without such rows
@@ -126,8 +126,8 @@ class PolicyGeneration(VLLMGeneration):
         a group is scored while others are still generated. `tasks`: the task of each row; None for turns of episodes, which their
         environments score.
 
-        Each process asks the server itself, and not the first one for all as in TRL, because episodes end at different times, so
-        that no call may wait for another process."""
+        Each process asks the server itself; in TRL the first process asks for all. The reason is that episodes end at different
+        times in different processes, so that no call may wait for another process."""
         same = ("repetition_penalty", "temperature", "top_p", "top_k", "logprobs", "structured_outputs_regex",
                 "generation_kwargs")
         settings = {name: getattr(self, name) for name in same}

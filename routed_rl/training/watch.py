@@ -36,12 +36,12 @@ class Watch:
 
     def replay(self, rows: Sequence[Row], halted: set[int], fresh_from: int = 0) -> None:
         """Judge once more the rows (metrics of one step each) that an earlier process of the run has judged, so that a resumed
-        run goes on like one that never stopped. Nothing is written or reported. This process first forgets all that
-        it has judged so far, because a script may resume a run with the trainer object that has judged these rows before.
+        run goes on like one that never stopped. Nothing is written or reported. All that this object has judged before is
+        forgotten first, so that a script may resume a run with the same trainer object.
 
-        `halted`: the steps after which the monitor had halted the run. Behind each of them the monitor is armed again, as it was
-        when the run was resumed. `fresh_from`: the last step before a rollback changed the environments; verdicts up to this step
-        do not keep an environment from practising. 0: the environments never changed.
+        `halted`: the steps after which the monitor had halted the run. After each of these steps the monitor is armed again, as
+        it was when the run was resumed. `fresh_from`: the last step before a rollback changed the environments; verdicts up to
+        this step do not keep an environment from practising. 0: the environments never changed.
         """
         self.monitor, self.halting = Monitor(self.monitor.config, self.monitor.ignore), []
         self._said, self.pointed, self.suspected, self.practising = set(), set(), set(), Counter()
@@ -84,8 +84,8 @@ class Watch:
 
     def trusted(self, environments: Collection[str], probation: int) -> list[str]:
         """Return those of `environments` that may practise: no rule has named them since the present mixture of environments
-        began, they are not suspected now, and there is a limit on their evidence, without which they could never be suspected.
-        None may until `probation` steps have passed since the mixture began."""
+        began, they are not suspected now, and the settings have a limit on their evidence (without a limit, an environment could
+        never be suspected). No environment may practise until `probation` steps have passed since the mixture began."""
         if self.step - self.fresh_from < probation:
             return []
         return [name for name in environments if name not in self.pointed and name not in self.suspected

@@ -1,5 +1,6 @@
-"""Gathers the weights and the optimizer state of a sharded model, because a checkpoint has the form that a single process writes,
-whatever wrote it. Not covered: optimizers that keep anything for a parameter but tensors of its size and single numbers."""
+"""Gathers the weights and the optimizer state of a sharded model, so that every checkpoint has the form that a single process
+writes. Not covered: optimizers whose state for a parameter is anything other than tensors of the parameter's size and single
+numbers."""
 
 from collections.abc import Iterator
 from itertools import count
@@ -32,8 +33,8 @@ def whole_weights(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def take_weights(model: nn.Module, checkpoint: Path) -> None:
-    """Load the weights of a checkpoint into a model, which may be sharded. Parameters that the checkpoint lacks, which are frozen
-    ones below a LoRA, stay as they are."""
+    """Load the weights of a checkpoint into a model, which may be sharded. Parameters that the checkpoint lacks stay as they are;
+    these are the frozen weights of a model with a LoRA."""
     stored = read_weights(model, checkpoint)
     for name, parameter in model.named_parameters():
         if name in stored:  # other parameters are frozen below a LoRA
@@ -82,7 +83,7 @@ def take_optimizer(optimizer: Any, model: nn.Module, names: Names, stored: dict[
 
 
 def _zero(optimizer: Any) -> Any:
-    """Return the optimizer inside accelerate's wrapper: DeepSpeed's, or torch's if there is none of DeepSpeed."""
+    """Return the optimizer inside accelerate's wrapper: DeepSpeed's optimizer if DeepSpeed is in use, otherwise torch's."""
     return getattr(optimizer, "optimizer", optimizer)
 
 
@@ -107,8 +108,8 @@ def _state(optimizer: Any, inner: Any, parameter: Any) -> Any:
 
 
 def _keys(optimizer: Any, inner: Any) -> tuple[list[str], dict[str, Tensor]]:
-    """Return the names of those state tensors that have the size of their weight, and the state that is single numbers, such as
-    the step."""
+    """Return what the optimizer keeps for each parameter: the names of the tensors that have the parameter's size, and by name
+    the single numbers, such as the step count."""
     state = next((inner.state[held] for held in _held(optimizer, inner) if held in inner.state), {})
     tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     large = [key for key, value in tensors.items() if value.dim()]
