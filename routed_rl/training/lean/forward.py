@@ -42,7 +42,7 @@ class Pass:
 def make_pass(rows_R: Tensor, input_ids: Tensor, attention_mask: Tensor, tokens: int, *, whole: bool = False) -> Pass:
     """Make a pass over the rows `rows_R` of a micro-batch, which is given by `input_ids` and `attention_mask` (B, P + C). Its
     prompts are padded on the left, and its C = `tokens` columns of completions on the right. In the pass each row begins at its
-    first real token, unless `whole`: then all padding is kept."""
+    first real token. If `whole` is True, or a prompt is empty, all padding is kept instead."""
     mask, width = attention_mask[rows_R], attention_mask.shape[1]
     first = width - tokens
     if not bool(mask[:, :first].any(1).all()):  # the state before an empty prompt's completion is one of padding
@@ -61,8 +61,8 @@ def make_pass(rows_R: Tensor, input_ids: Tensor, attention_mask: Tensor, tokens:
 def run_pass(model: nn.Module, some: Pass, *, positions: bool) -> tuple[Tensor, Tensor]:
     """Run a pass. Returns the log-probability and the entropy of each token of the completions, (N,) each; the entropy is 0 if
     the model's head does not compute it. The model must have TRL's fused head, which computes only for the states that it is
-    given. `positions`: whether the model is given `some.columns_RT` as position ids, which a model needs whose positions count
-    the padding on the left."""
+    given. `positions`: whether the model is given `some.columns_RT` as position ids. It needs them if its positions count the
+    padding on the left."""
     inputs: dict[str, Tensor] = {"input_ids": some.ids_RT, "attention_mask": some.mask_RT}
     if positions:
         inputs["position_ids"] = some.columns_RT
@@ -75,10 +75,10 @@ def run_pass(model: nn.Module, some: Pass, *, positions: bool) -> tuple[Tensor, 
 @torch.no_grad()
 def find_positions(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, tokens: int, theirs: Callable[..., Any]
                    ) -> bool | None:
-    """Find out whether `run_pass` needs `positions`, so that a row without its padding has the same log-probabilities as with its
-    padding. Returns None if it has not in either case. `theirs`: TRL's method that computes log-probabilities with the padding;
-    the other arguments are as in `make_pass`. The longest and the shortest row of the micro-batch are tried, without dropout, and
-    compared within the precision of the model's numbers."""
+    """Return the value of `positions` for which `run_pass` gives a row without its padding the same log-probabilities as with its
+    padding; None if neither value does. `theirs`: TRL's method that computes log-probabilities with the padding; the other
+    arguments are as in `make_pass`. The longest and the shortest row of the micro-batch are tried, without dropout, and compared
+    within the precision of the model's numbers."""
     whole = attention_mask.sum(1)
     rows = torch.stack([whole.argmin(), whole.argmax()])
     device, exact = rows.device.type, next(model.parameters()).dtype == torch.float32

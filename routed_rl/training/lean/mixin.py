@@ -25,7 +25,7 @@ class LeanMixin(PlanningMixin):
     _inputs: dict[str, Any] | None = None
     """The micro-batch whose loss is being computed."""
     _positions: bool | None = None
-    """The `positions` of `run_pass` for this model; None until `find_positions` has found it."""
+    """The argument `positions` with which `run_pass` must be called for this model; None until `find_positions` has found it."""
 
     def name_rows(self, inputs: dict[str, Any], some: Pass | None) -> None:
         """Hook for subclasses, called before each forward pass with gradients. `inputs`: the micro-batch. `some`: the pass, or
@@ -78,7 +78,7 @@ class LeanMixin(PlanningMixin):
                  ) -> tuple[Tensor, Tensor]:
         """Return the log-probabilities and entropies that the loss of a micro-batch reads, (B, C) each. A row that is left out
         gets the log-probabilities with which it was sampled. Its entropies are computed if the loss reads them; otherwise they
-        are set to the mean entropy of the other rows."""
+        are set to the mean entropy of the rows that run."""
         logps_BC, entropies_BC = _sampled(inputs), torch.zeros(inputs["completion_ids"].shape, device=input_ids.device)
         everyone = torch.arange(len(input_ids), device=input_ids.device)
         rows = everyone if self.reads_states or self._every_row_teaches() else chosen_rows(inputs)
@@ -101,9 +101,10 @@ class LeanMixin(PlanningMixin):
         return logps_BC, entropies_BC
 
     def _passes(self, rows: Tensor, lengths_R: Tensor) -> list[Tensor]:
-        """Divide the rows that run, with their lengths, into those of each forward pass. There is one pass with several
-        processes, which must all run equally many, and with gradient checkpointing, where a recomputed pass would find the record
-        of a later pass."""
+        """Divide the indices `rows` of the rows that run, by their lengths, among forward passes: one tensor of indices for each
+        pass. With several processes there is a single pass, because all processes must run equally many. With gradient
+        checkpointing there is a single pass too, because a pass that is recomputed would find the router's record of a later
+        pass."""
         trainer: Any = self
         # A script may have enabled checkpointing on the model itself.
         if RANKS.count > 1 or self.reads_states or plain(trainer.model).is_gradient_checkpointing:
@@ -129,9 +130,9 @@ class LeanMixin(PlanningMixin):
 
 
 def _sampled(inputs: dict[str, Any]) -> Tensor:
-    """Return the log-probabilities (B, C) with which a micro-batch's completions were sampled, if TRL has computed them, or else
-    0. A row that has them in the loss has an importance ratio of 1, so that nothing overflows before it is multiplied by the
-    advantage 0."""
+    """Return the log-probabilities (B, C) with which a micro-batch's completions were sampled, or 0 if TRL has not computed them.
+    The loss reads them for a row that is left out, so that the row's importance ratio is 1 and cannot overflow before it is
+    multiplied by the advantage 0."""
     if (old := inputs.get("old_per_token_logps")) is not None:
         return old
     mask = inputs["completion_mask"].float()

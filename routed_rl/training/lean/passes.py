@@ -4,8 +4,9 @@ pass."""
 from collections.abc import Sequence
 
 PASS_COST = {"cpu": 256, "cuda": 4096}
-"""For each kind of device, the cost of one more forward and backward pass, in tokens: about as many as could be computed in the
-time that a pass takes however few tokens it has. A GPU is mostly idle in a pass with few tokens."""
+"""For each kind of device, the cost of one more forward and backward pass, in tokens. A pass takes a certain time even if it has
+few tokens; the cost is about the number of tokens that could be computed in this time. It is larger on a GPU, which is mostly
+idle in a pass with few tokens."""
 
 
 def split_by_length(lengths: Sequence[int], cost: int) -> list[list[int]]:

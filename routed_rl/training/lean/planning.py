@@ -31,8 +31,8 @@ class PlanningMixin:
         return trainer._buffered_inputs[trainer._step % trainer.args.steps_per_generation]
 
     def _planned(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Return the micro-batches of a generation, regrouped where that does not change the gradient. `rows.choose` has written
-        into each which of its rows run."""
+        """Return the micro-batches of a generation, regrouped where that does not change the gradient. Unless every row teaches,
+        `rows.choose` has written into each micro-batch which of its rows run."""
         trainer: Any = self
         steps, together = trainer.args.gradient_accumulation_steps, self._adds_up()
         if len(batches) % steps:

@@ -41,9 +41,9 @@ def regroup(batches: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def choose(batches: Sequence[dict[str, Any]], running: int) -> None:
-    """Write into each micro-batch of one optimizer step which of its rows run: those that teach, and a single one in a
-    micro-batch that must run but has none. The last `running` micro-batches must run, because another process runs as many. The
-    very last one must always run, so that every parameter has a gradient, even if it is 0, and every writer is read. A row that
+    """Write into each micro-batch of one optimizer step which of its rows run: the rows that teach, or one row if no row teaches
+    but the micro-batch must run. The last `running` micro-batches must run, because another process runs as many. The last
+    micro-batch must always run, so that every parameter has a gradient, even if it is 0, and every writer is read. A row that
     runs although it teaches nothing is not sampled, so that samples do not depend on the number of processes."""
     for place, batch in enumerate(batches):
         rows = teaches(batch).nonzero().squeeze(1)
@@ -62,8 +62,8 @@ def chosen_rows(batch: dict[str, Any]) -> Tensor:
 
 
 def unread_rows(batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Return the numbers and the environments, (U,) each, of those completions of a micro-batch whose rows do not run.
-    Completions that practise are left out."""
+    """Return the `completion_index` and the `environment_ids`, (U,) each, of those completions of a micro-batch whose rows do not
+    run. Completions that practise are not among them."""
     left = torch.ones(len(batch["completion_ids"]), dtype=torch.bool, device=batch["completion_ids"].device)
     left[batch.get(ROWS, slice(None))] = False
     if batch.get("practising") is not None:
