@@ -34,9 +34,9 @@ OF_TRL = ("tools", "environment_factory", "rollout_func")
 
 
 def check_kinds(trainer: type[Any], theirs: type[Any], trl: dict[str, Any], **given: tuple[Any, type[Any]]) -> None:
-    """ConfigError for an argument that `trainer` does not take, or that is no object of its class. `theirs`: TRL's trainer.
-    `trl`: the arguments that are passed on to it. `given`: for each of the others, its value (None: it is left out) and its
-    class."""
+    """ConfigError for an argument that the class `trainer` does not take, or whose value has the wrong class. `theirs`: the class
+    of TRL's trainer. `trl`: the arguments that are passed on to `theirs`. `given`: for each further argument, its value (None: it
+    was left out) and the class that the value must have."""
     takes = [*inspect.signature(theirs).parameters]
     for name in [name for name in trl if name not in takes]:
         near = closest(name, [*takes, *inspect.signature(trainer).parameters])
@@ -86,7 +86,7 @@ def check_trainer_of(routing: RoutingConfig, subspace: Subspace | None, trl: dic
 
 
 def check_bases(bases: SubspaceConfig | None) -> None:
-    """ConfigError for a setting in `bases` that routing does not read."""
+    """ConfigError if `bases` sets a field that routing does not read, that is, one that differs from its default."""
     usual = SubspaceConfig()
     for name in [each.name for each in dataclasses.fields(usual)] if bases is not None else []:
         if name not in OF_BASES and (value := getattr(bases, name)) != getattr(usual, name):
@@ -102,20 +102,20 @@ def check_monitor(monitor: MonitorConfig | None) -> None:
 
 
 def groups_of(freeze: list[str] | str | None, routing: RoutingConfig) -> list[str]:
-    """Return the groups of parameters that are not trained, from the argument `freeze`, which may also be the name of one group.
-    None: the default of `ModelConfig` if the model is routed, and no group otherwise. ConfigError for an unknown group."""
+    """Return the groups of parameters that are not trained. `freeze`: these groups, or the name of a single one; None: the
+    default of `ModelConfig` if the model is routed, and no group otherwise. ConfigError for an unknown group."""
     if freeze is None:
         return ModelConfig().freeze if routing.mode != "none" else []
     return ModelConfig(freeze=[freeze] if isinstance(freeze, str) else list(freeze)).freeze
 
 
 def check_unrouted(model: PreTrainedModel, name: str) -> None:
-    """ModelError if the model is routed already. `name`: the model's, for messages."""
+    """ModelError if the model is routed already. `name`: the name of the model in messages."""
     if any(hasattr(module, "routed_target") for module in model.modules()):
         raise ModelError(f"{name} is routed by another trainer; call its quarantine.remove(), or load the model again")
 
 
 def check_subspace(model: PreTrainedModel, name: str, subspace: Subspace) -> None:
-    """SubspaceError if the subspace is of another model. `name`: the model's, for messages."""
+    """SubspaceError if the subspace was extracted from another model. `name`: the name of the model in messages."""
     subspace.check_model(model=name, model_hash=model_hash(model), width=model.config.get_text_config().hidden_size,
                          layers=len(decoder_layers(model)))

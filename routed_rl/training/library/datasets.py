@@ -1,6 +1,7 @@
 """Checks the datasets and reward functions of a script, and finds the environments of the rows.
 
-Not covered: the rows of a stream, and of a dataset with a transform of its own, whose columns are not known before they are read.
+Not covered: the rows of a streamed dataset, and the rows of a dataset with a custom transform, because its columns are not known
+before a row is read.
 """
 
 from typing import Any
@@ -22,8 +23,8 @@ GIVEN = ("prompts", "completions")
 
 def check_datasets(trained: Any, evaluated: Any, arguments: Any, trl: dict[str, Any]) -> None:
     """ConfigError for a dataset with which training would fail, or would make no step. `trained`, `evaluated`: the arguments
-    `train_dataset` and `eval_dataset`. `arguments`: TRL's settings. `trl`: the arguments that are passed on to TRL; an
-    `environment_factory` among them makes prompts of its own."""
+    `train_dataset` and `eval_dataset`. `arguments`: TRL's settings. `trl`: the arguments that are passed on to TRL; if there is
+    an `environment_factory` among them, the datasets need no prompts."""
     prompts = not trl.get("environment_factory")
     if trained is not None or prompts:
         _check("train_dataset", trained, prompts=prompts)
@@ -56,8 +57,8 @@ def _check(name: str, dataset: Any, *, prompts: bool) -> None:
 
 def check_prompts(trained: Any, processor: Any, trl: dict[str, Any]) -> None:
     """ConfigError if a prompt of the dataset `trained` is neither text nor chat messages of text, or empty, or if it is messages
-    and the tokenizer or `processor` has no chat template. `trl`: the arguments that are passed on to TRL; a `rollout_func` or
-    `environment_factory` among them treats prompts in its own way."""
+    and the tokenizer or `processor` has no chat template. `trl`: the arguments that are passed on to TRL; if there is a
+    `rollout_func` or an `environment_factory` among them, prompts are not checked."""
     own = trl.get("rollout_func") or trl.get("environment_factory")
     if own or not isinstance(trained, Dataset) or "prompt" not in (columns_of(trained) or []):
         return
@@ -85,8 +86,8 @@ def columns_of(dataset: Any) -> list[str] | None:
 
 def functions_of(given: Any, trained: Any, trl: dict[str, Any]) -> list[Any]:
     """Return the argument `reward_funcs` as a list, as TRL takes it. ConfigError for an entry that TRL could not call for the
-    rows of the dataset `trained`. `trl`: the arguments that are passed on to TRL; an `environment_factory` among them may pay
-    rewards of its own."""
+    rows of the dataset `trained`. `trl`: the arguments that are passed on to TRL; if there is an `environment_factory` among
+    them, which may pay rewards itself, nothing is checked against the dataset and the list may be empty."""
     needed = not trl.get("environment_factory")
     columns = columns_of(trained) if needed else None
     functions = list(given) if isinstance(given, (list, tuple)) else [] if given is None else [given]

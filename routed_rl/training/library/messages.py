@@ -1,4 +1,5 @@
-"""The names of settings in messages. Code that the commands share with the library calls them as the commands do."""
+"""Renames the settings in error messages for a script, because code that the library shares with the commands names settings as a
+command line gives them."""
 
 import re
 from collections.abc import Iterator

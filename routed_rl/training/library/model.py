@@ -79,7 +79,7 @@ class GivenModel:
         return self.whole if self.lora is None or self.wrapped else put_on(self.plain, self.lora)
 
     def check_optimizers(self, optimizers: Any) -> None:
-        """ConfigError if the argument `optimizers` has an optimizer that holds nothing of what is trained."""
+        """ConfigError if the argument `optimizers` has an optimizer that holds none of the parameters that are trained."""
         if optimizers is None or (optimizer := optimizers[0]) is None:
             return
         trained = [] if self.lora is not None and not self.wrapped else self.whole.parameters()
@@ -110,8 +110,9 @@ class GivenModel:
 def route_given(given: GivenModel, arguments: Any, routing: RoutingConfig, subspace: Subspace | None, names: list[str], *,
                 axis: str | None, bases: SubspaceConfig, frozen: list[str]) -> tuple[Any, Router | None]:
     """Check the given model, put its LoRA on it and route it in place. Returns the module that TRL trains, and the router, which
-    is None in mode `none`. `arguments`: TRL's. `names`: the environments. `axis`: that of the monitor, None for the first.
-    `bases`: the settings of the writers' bases. `frozen`: the parameters that are not trained."""
+    is None in mode `none`. `arguments`: TRL's arguments. `names`: the environments. `axis`: the value of `monitor.axis`; None:
+    the first axis of the subspace. `bases`: the settings of the writers' bases. `frozen`: the groups of parameters that are not
+    trained, as in `model.freeze`."""
     model, adapted = given.plain, given.lora is not None
     if routing.mode == "none":
         if adapted:
@@ -139,7 +140,7 @@ def route_given(given: GivenModel, arguments: Any, routing: RoutingConfig, subsp
 
 
 def _trained(learner: Any, name: str) -> Any:
-    """Return `learner`. ModelError if nothing of it is trained."""
+    """Return `learner`. ModelError if all its parameters are frozen."""
     if not any(parameter.requires_grad for parameter in learner.parameters()):
         raise ModelError(f"all parameters of {name} are frozen, so nothing would be trained; call model.requires_grad_(True), or "
                          "give a peft_config")
@@ -157,8 +158,8 @@ def path_of(model: Any) -> str:
 
 
 def _check_new(model: Any, name: str, peft_config: Any) -> None:
-    """ModelError unless a model in PEFT's wrapper has exactly one LoRA, which is not frozen, is in float32 and still adds 0, and
-    there is no `peft_config` as well."""
+    """ModelError unless a model in PEFT's wrapper has exactly one adapter, and this is a LoRA that is called `default`, is not
+    frozen, is in float32 and still adds 0. ModelError too if `peft_config` is given as well."""
     loras, merge = list(model.peft_config), "merge it first (model = model.merge_and_unload()) and give peft_config"
     if peft_config is not None:
         raise ModelError(f"{name} comes with the adapter {loras[0]} and there is a peft_config as well; leave one of them out")
@@ -178,7 +179,8 @@ def _check_new(model: Any, name: str, peft_config: Any) -> None:
 
 
 def _known_writers(model: PreTrainedModel) -> list[Writer]:
-    """Return the writers of a model; none if they cannot be found, because without routing TRL trains such a model too."""
+    """Return the writers of a model; an empty list if they cannot be found, because TRL can train such a model without
+    routing."""
     try:
         return find_writers(model)
     except ModelError:

@@ -10,9 +10,9 @@ from routed_rl.training.library.model import path_of
 
 
 def processor_of(given: Any, model: PreTrainedModel, arguments: Any, revision: str | None) -> Any:
-    """Return `given`, or, if it is None, the tokenizer or processor of the model, as TRL would load it. `arguments`: TRL's.
-    `revision`: that of the model. ConfigError if there is no tokenizer, if it is one of images, or if it has no token that ends a
-    completion; ModelError if it has tokens that the model lacks."""
+    """Return `given`, or, if it is None, the tokenizer or processor of the model, as TRL would load it. `arguments`: TRL's
+    arguments. `revision`: the model's revision on the Hub. ConfigError if there is no tokenizer, if it is a processor of images
+    and the model reads none, or if it has no token that ends a completion; ModelError if it has tokens that the model lacks."""
     path = path_of(model)
     if given is None and not path:
         raise ConfigError("processing_class is not given, and the model has no path from which one could be loaded; give the "

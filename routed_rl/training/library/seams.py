@@ -1,5 +1,5 @@
-"""The methods in which a library trainer differs from those of the commands: it leaves the work to TRL, and only notes rows and
-rewards."""
+"""The methods in which a library trainer differs from the trainers of the commands: it leaves rollouts and rewards to TRL, and
+only records the rows and their rewards."""
 
 import os
 import traceback
@@ -59,7 +59,7 @@ class LibrarySeams(RoutedTrainerMixin):
         return super(RoutedTrainerMixin, self)._generate(prompts)  # pyright: ignore[reportAttributeAccessIssue]
 
     def _determine_best_metric(self, *args: Any, **given: Any) -> bool:
-        """Whether a step is saved with `args.save_strategy=best`. One at which the monitor halts is saved in any case."""
+        """Whether a step is saved with `args.save_strategy=best`. A step at which the monitor halts is saved in any case."""
         best = super()._determine_best_metric(*args, **given)  # pyright: ignore[reportAttributeAccessIssue]
         return best or (self.watch is not None and bool(self.watch.halting))
 
@@ -69,7 +69,7 @@ class LibrarySeams(RoutedTrainerMixin):
 
     def _run_epoch(self, *args: Any, **given: Any) -> None:
         """Before the first epoch of a resumed training, draw the orders of all earlier epochs. TRL's sampler draws one order of
-        the dataset for each epoch in turn, and in a resumed process it has not drawn the earlier ones."""
+        the dataset for each epoch in turn, and in a resumed process it has not drawn the orders of the earlier epochs."""
         sampler, done = self._sampler, given["epochs_trained"]
         if given["resume_from_checkpoint"] is not None and given["epoch"] == done and getattr(sampler, "shuffle", False):
             for _ in range(done):

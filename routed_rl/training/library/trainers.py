@@ -121,8 +121,8 @@ class LibraryMixin(LibrarySeams):
 
     @property
     def halted(self) -> list[Verdict]:
-        """The verdicts by which the monitor stopped the training after the training's last step; empty if it has not been
-        stopped."""
+        """The verdicts by which the monitor stopped the training, all on the last step that was trained; empty if the monitor has
+        not stopped it."""
         return self.watch.halting if self.watch is not None else []
 
     def blame(self) -> Blame:
@@ -169,8 +169,8 @@ class LibraryMixin(LibrarySeams):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the deployed model, which stock transformers can read, and beside it `quarantine.safetensors`, into `output_dir`,
-        or into `args.output_dir` if that is None. ModelError for the folder from which the model was loaded, and inside
-        `quarantine.scaled()` and `kept()`, where the quarantine is not what was learned."""
+        or into `args.output_dir` if `output_dir` is None. ModelError if this is the folder from which the model was loaded.
+        ModelError inside `quarantine.scaled()` and `kept()`, because the quarantine there is not the one that was learned."""
         trainer: Any = self
         if self.quarantine is not None and self.quarantine.replaced:
             raise ModelError("save_model is called inside quarantine.scaled() or kept(), and would write a part of the "
