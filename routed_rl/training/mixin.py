@@ -87,7 +87,7 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, LeanMixin, SavingMixin)
         """For each micro-batch of this step, the result of `unread_rows`: the completions that were left out of the forward pass
         because they have no gradient."""
         self.stopped = 0
-        """The number of the signal to the process that ended the training early; 0 if there was no signal."""
+        """The number of the signal by which the process was told to end the training early; 0 if there was no signal."""
         check_alike(reward.names)
         arguments: Any = copy.copy(args)
         say_what_is_used(model, arguments)

@@ -75,7 +75,7 @@ def check_ahead(config: Config) -> None:
 
 
 def training_arguments(config: Config, run: RunFolder) -> TrainerArguments:
-    """Check the settings of `trainer:` and make the arguments of the run's algorithm. An error of TRL becomes a ConfigError of
+    """Check the settings of `trainer:` and make TRL's arguments for the run's algorithm. An error of TRL becomes a ConfigError of
     one line."""
     check_trainer(config.trainer)
     check_needs(config)

@@ -17,7 +17,8 @@ from routed_rl.training.rows import Rows
 from routed_rl.training.watch import Watch
 
 Allowed = Callable[[], Collection[str]]
-"""Function that returns the names of the environments that may practise in the coming rollouts, the same in every process."""
+"""Function that returns the names of the environments that may practise in the coming rollouts. It must return the same names in
+every process."""
 
 
 class Places(Protocol):
@@ -58,8 +59,8 @@ class Practice:
 
 def make_practice(routing: RoutingConfig, table: Places, watch: Watch | None) -> Practice | None:
     """Make the object that chooses groups for practice; None if the settings let no group practise. With
-    `routing.practice.environments=auto` the monitor (`watch`) says which environments may practise. If `watch` is None then, no
-    environment may practise."""
+    `routing.practice.environments=auto` the monitor (`watch`) says which environments may practise. In this case no environment
+    may practise if `watch` is None."""
     settings, names = routing.practice, table.names
     if not routing.practises:
         return None
@@ -120,8 +121,8 @@ class PractisingMixin:
             self.rolling = before
 
     def rows_of(self, start: int, stop: int) -> AbstractContextManager[None]:
-        """Context for forward passes that have only the rows `start` to `stop` (exclusive) of the generation. Inside it, those of
-        these rows that practise by `rolling` practise."""
+        """Context for forward passes that have only the rows `start` to `stop` (exclusive) of the generation. The part of
+        `rolling` for these rows says which of them practise."""
         return self.rolling_out(() if self.rolling is None else self.rolling[start:stop])
 
     def _get_per_token_logps_and_entropies(self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int,

@@ -41,7 +41,7 @@ def route_model(model: PreTrainedModel, writers: list[Writer], subspace: Subspac
                 *, bases: list[Tensor], frozen: list[str], axis: str | None, seed: int) -> Router:
     """Freeze parameters of a model, route its writers in place, and return the router. `names`: the environments that the model
     trains on. `bases`: the result of `bases_of`. `frozen`: the value of `model.freeze`. `axis`: the axis of the subspace along
-    which the shift of each completion is measured; None for the first. `seed`: the seed of the random control. `check_routable`
+    which the shift of each completion is measured; None: the first axis. `seed`: the seed of the random control. `check_routable`
     must have accepted the model."""
     freeze(model, frozen)
     context = RoutingContext()

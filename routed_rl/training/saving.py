@@ -83,7 +83,7 @@ class SavingMixin:
 
     def train(self, resume_from_checkpoint: str | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train from the start, or go on from the folder of a checkpoint. CheckpointError, which names the file, if a file of the
-        checkpoint is not as a run writes it."""
+        checkpoint cannot be read or does not fit this run."""
         if resume_from_checkpoint is not None:
             check_trainer_state(Path(resume_from_checkpoint))
         return super().train(resume_from_checkpoint, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,5 +1,5 @@
-"""Finds the tokens of a completion that lie in spans which its score marks, and gives these tokens other advantages than the
-other tokens.
+"""Finds the tokens of a completion that lie in spans marked by the completion's score, and gives them other advantages than its
+remaining tokens.
 
 Shape letters: B rows, C tokens of a completion.
 """

@@ -20,8 +20,8 @@ OF_THE_OPTIMIZER = {"optim_args": None, "optim_target_modules": None, "adam_beta
 """Fields of the arguments that some optimizers do not read, with their defaults."""
 GENERATED = {"max_new_tokens", "max_length", "num_return_sequences", "eos_token_id", "pad_token_id", "bos_token_id",
              "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "cache_implementation", "disable_compile"}
-"""Keys of a generation config that `trainer.generation_kwargs` may not have, because other settings, the model or TRL's groups
-decide them."""
+"""Keys of a generation config that `trainer.generation_kwargs` may not have, because other settings, the model or the size of
+TRL's groups decide them."""
 
 
 def try_out(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

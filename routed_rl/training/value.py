@@ -68,7 +68,7 @@ class ValueHead(nn.Linear):
 
     def load(self, checkpoint: Path) -> None:
         """Restore, in every process, what `save` wrote. CheckpointError if the checkpoint has no such file or the file does not
-        fit."""
+        fit this head."""
         if not (file := checkpoint / VALUE_HEAD).exists():
             raise CheckpointError(f"{checkpoint} has no {VALUE_HEAD}: another algorithm wrote it, or an older version of PPO; "
                                   "resume it with the version that its run's manifest.json names, or start a new run")

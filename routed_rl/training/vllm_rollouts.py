@@ -18,7 +18,7 @@ from routed_rl.training.ahead import Ahead, Answer
 
 
 class AdaptedLLM:
-    """Stands for vLLM's `LLM`, and names the adapter `adapter` in every request."""
+    """Wraps the vLLM `LLM` of `engine`, and names the adapter `adapter` in every request."""
 
     def __init__(self, engine: Any, adapter: str) -> None:
         self.engine, self.adapter = engine, adapter
@@ -53,9 +53,10 @@ class PolicyGeneration(VLLMGeneration):
             self.vllm_client = engine
 
     def generate(self, prompts: list[list[int]], images: Any, num_generations: int, profiler: Any = None) -> tuple[Any, ...]:
-        """Return completions in the order of `prompts` (token ids), in the form of TRL's method. The deployed model completes
-        rows that practise, and the policy completes the others. With `rollout.ahead` these completions were requested while the
-        trainer learned from the last generation, and the completions of the next generation are requested now."""
+        """Return completions in the order of `prompts` (token ids), in the form in which TRL's method returns them. The deployed
+        model completes rows that practise, and the policy completes the others. With `rollout.ahead` these completions were
+        requested while the trainer learned from the last generation, and the completions of the next generation are requested
+        now."""
         ahead = self.trainer.ahead
         found = ahead.take() if ahead is not None else None
         answer = self._generate(prompts, images, num_generations, profiler) if found is None else (prompts, *found, None)
@@ -92,7 +93,7 @@ class PolicyGeneration(VLLMGeneration):
                   ask: Callable[[list[int]], tuple[Any, ...]]) -> tuple[Any, ...]:
         """Return the answers for all rows in their order. The deployed model answers the rows at which `mine` is True, and the
         policy answers the others. `adapter`: returns the name of the adapter for requests to the deployed model (True) or the
-        policy (False), or None. `ask`: takes indices of rows and returns their answers."""
+        policy (False); None: requests name no adapter. `ask`: takes indices of rows and returns their answers."""
         answers: list[list[Any]] = [[None] * len(mine) for _ in range(4)]
         for deployed in (False, True):
             name = adapter(deployed)  # in every process, even one without such rows

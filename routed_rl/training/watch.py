@@ -23,7 +23,7 @@ class Watch:
         `routing.practice.environments=auto`."""
         self.monitor, self.run, self.decides, self.file = monitor, run, decides, MetricsFile(run.verdicts)
         self.halting: list[Verdict] = []
-        """The verdicts of the step judged last that halt the run."""
+        """Those verdicts on the step judged last that halt the run."""
         self._said: set[tuple[str, str]] = set()
         self.step, self.fresh_from = 0, 0
         """The last step that was judged, and the step after which the present mixture of environments began."""

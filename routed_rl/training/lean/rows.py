@@ -43,8 +43,9 @@ def regroup(batches: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def choose(batches: Sequence[dict[str, Any]], running: int) -> None:
     """Write into each micro-batch of one optimizer step which of its rows run: the rows that teach, or one row if no row teaches
     but the micro-batch must run. The last `running` micro-batches must run, because another process runs as many. The last
-    micro-batch must always run, so that every parameter has a gradient, even if it is 0, and every writer is read. A row that
-    runs although it teaches nothing is not sampled, so that samples do not depend on the number of processes."""
+    micro-batch must always run, so that every parameter has a gradient (0 if no row teaches) and every target a pass on its tape.
+    If a micro-batch runs a row that teaches nothing, the quarantine's step takes no samples from it, so that samples do not
+    depend on the number of processes."""
     for place, batch in enumerate(batches):
         rows = teaches(batch).nonzero().squeeze(1)
         batch[SAMPLED] = bool(len(rows))

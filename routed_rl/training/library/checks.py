@@ -24,12 +24,12 @@ ALONE = {
     "bf16_full_eval": "an evaluation would cast the weights themselves; set bf16=True, which computes in bfloat16",
     "fp16_full_eval": "an evaluation would cast the weights themselves; set bf16=True, which computes in bfloat16",
 }
-"""The fields of TRL's arguments that the library refuses and the commands do not, each with the reason."""
+"""The fields of TRL's arguments that only the library refuses, and not the commands; each with the reason."""
 SHARED = ("fp16", "use_liger_kernel", "torch_compile", "use_transformers_continuous_batching", "load_best_model_at_end",
           "sync_ref_model", "save_only_model", "ignore_data_skip", "enable_jit_checkpoint", "save_on_each_node",
           "auto_find_batch_size")
-"""The fields of TRL's arguments that the library refuses for the same reason as the commands, which is in `STAYS`. The library
-leaves the other fields of `STAYS` to TRL."""
+"""The fields of TRL's arguments that the library refuses just as the commands do; `STAYS` has the reasons. The library leaves the
+other fields of `STAYS` to TRL."""
 OF_TRL = ("tools", "environment_factory", "rollout_func")
 
 
@@ -86,7 +86,7 @@ def check_trainer_of(routing: RoutingConfig, subspace: Subspace | None, trl: dic
 
 
 def check_bases(bases: SubspaceConfig | None) -> None:
-    """ConfigError if `bases` sets a field that routing does not read, that is, one that differs from its default."""
+    """ConfigError if a field of `bases` that routing does not read has another value than its default."""
     usual = SubspaceConfig()
     for name in [each.name for each in dataclasses.fields(usual)] if bases is not None else []:
         if name not in OF_BASES and (value := getattr(bases, name)) != getattr(usual, name):

@@ -56,9 +56,9 @@ def _check(name: str, dataset: Any, *, prompts: bool) -> None:
 
 
 def check_prompts(trained: Any, processor: Any, trl: dict[str, Any]) -> None:
-    """ConfigError if a prompt of the dataset `trained` is neither text nor chat messages of text, or empty, or if it is messages
-    and the tokenizer or `processor` has no chat template. `trl`: the arguments that are passed on to TRL; if there is a
-    `rollout_func` or an `environment_factory` among them, prompts are not checked."""
+    """ConfigError if a prompt of the dataset `trained` is neither text nor chat messages of text, or empty, or if a prompt is
+    chat messages and `processor` (a tokenizer or processor) has no chat template. `trl`: the arguments that are passed on to TRL;
+    if there is a `rollout_func` or an `environment_factory` among them, prompts are not checked."""
     own = trl.get("rollout_func") or trl.get("environment_factory")
     if own or not isinstance(trained, Dataset) or "prompt" not in (columns_of(trained) or []):
         return

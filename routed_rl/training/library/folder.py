@@ -35,10 +35,11 @@ class LibraryFolder(RunFolder):
     def begin_from(self, checkpoint: str | Path | Literal[True], last: int, check: Callable[[Path], None]
                    ) -> tuple[Path, set[int]]:
         """Prepare the folder for going on from a checkpoint: remove all metrics, verdicts and completions of later steps. Returns
-        the folder of the checkpoint, and the steps up to it after which the monitor had halted the run. `checkpoint`: its folder;
-        True: the newest one. `last`: the number of the run's last step; -1 if the number of epochs decides. `check`: is called
-        with the folder of the checkpoint before anything is removed, and raises an error if the trainer cannot go on from it.
-        CheckpointError if the checkpoint is not whole, is of another run, is not the newest, or is that of the last step."""
+        the folder of the checkpoint, and the steps up to the checkpoint after which the monitor had halted the run. `checkpoint`:
+        its folder; True: the newest one. `last`: the number of the run's last step; -1 if the number of epochs decides. `check`:
+        is called with the folder of the checkpoint before anything is removed, and raises an error if the trainer cannot go on
+        from it. CheckpointError if the checkpoint is not whole, is of another run, is not the newest, or is of the run's last
+        step."""
         folder = self._newest() if checkpoint is True else Path(checkpoint).expanduser().absolute()
         if folder.parent.resolve() != self.checkpoints.resolve():
             raise CheckpointError(f"resume_from_checkpoint={checkpoint} is no checkpoint of args.output_dir={self.path}; set "

@@ -32,7 +32,7 @@ class GivenModel:
     lora: Any
     """The settings of the LoRA that is trained, a `peft.LoraConfig`; None if the weights are trained."""
     revision: str | None = None
-    """The revision of the model on the Hub that was asked for; None for a model that was given loaded."""
+    """The revision of the model that was asked for on the Hub; None if none was named, or if the script gave a loaded model."""
 
     @classmethod
     def load(cls, model: Any, peft_config: Any, arguments: Any) -> "GivenModel":
@@ -90,8 +90,8 @@ class GivenModel:
 
     @contextmanager
     def as_it_was(self) -> Iterator[None]:
-        """If the block raises an error, the model is as the script gave it: not routed, without a LoRA that was put on it, and
-        with the same parameters frozen and the same dropout."""
+        """If the block raises an error, restores the model as the script gave it: not routed, without a LoRA that was put on it,
+        and with the same parameters frozen and the same dropout."""
         model, trains = self.plain, [(parameter, parameter.requires_grad) for parameter in self.plain.parameters()]
         dropouts = [(module, module.p) for module in model.modules() if isinstance(module, nn.Dropout)]
         try:

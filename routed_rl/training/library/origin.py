@@ -12,10 +12,10 @@ from routed_rl.errors import CheckpointError
 from routed_rl.routing import Router
 
 SCALING = ("lora_alpha", "use_rslora")
-"""The settings of a LoRA that change what its factors mean and not their shapes."""
+"""The settings of a LoRA that change the effect of its factors without changing their shapes."""
 SAME = 0.9
-"""The mean share of a basis that must lie in the basis of the checkpoint. It is 1 up to rounding if a script extracts the same
-subspace once more, also on a GPU."""
+"""The mean share of the targets' bases that must at least lie in the bases of the checkpoint. It is 1 up to rounding if a script
+extracts the same subspace once more, also on a GPU."""
 
 
 def check_origin(checkpoint: Path, router: Router | None, model_hash: str | None, lora: Any) -> None:
@@ -52,7 +52,7 @@ def _metadata(file: Path) -> dict[str, str]:
 
 def _shared(file: Path, router: Router) -> float:
     """Return the share of the targets' bases that lies in the bases of a checkpoint's quarantine, from 0 to 1, as a mean over
-    targets. Bases of another rank are left out, because they are refused when they are loaded."""
+    targets. Bases of another rank are left out, because a checkpoint that has them is refused when its quarantine is loaded."""
     shares = list[float]()
     with going_on_from(file), safe_open(file, "pt") as opened:
         for target in router.quarantine.targets:

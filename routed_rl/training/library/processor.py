@@ -1,4 +1,4 @@
-"""The argument `processing_class` of a library trainer: the tokenizer that a script gives, or that of the model."""
+"""The argument `processing_class` of a library trainer: the tokenizer that a script gives, or the model's tokenizer."""
 
 from typing import Any
 

@@ -1,8 +1,8 @@
-"""The trainers that `import routed_rl` offers. They train as those of the commands do, but take TRL's own arguments and a
+"""The trainers that `import routed_rl` offers. They train as the trainers of the commands do, but take TRL's own arguments and a
 subspace.
 
-Not covered: several processes, rollouts by vLLM and weights of 4 bit, for which there are the commands, and images. Arguments
-that ask for one of these are refused in one line.
+Not covered: several processes, rollouts by vLLM and weights of 4 bit, all of which the commands have; and images. Arguments that
+ask for one of these are refused in one line.
 """
 
 import copy
@@ -44,13 +44,13 @@ DEFAULT_MONITOR = MonitorConfig()
 
 
 class LibraryMixin(LibrarySeams):
-    """Mixin for a trainer with routing, which gives it the arguments of TRL's trainer and a few more. The constructor does all
-    that routing needs."""
+    """Mixin that gives a trainer with routing the arguments of TRL's trainer and a few more. The constructor checks all
+    arguments, routes the model and makes the monitor."""
 
     arguments_kind: type[Any]
     """The class of TRL's arguments."""
     theirs: type[Any]
-    """TRL's trainer."""
+    """The class of TRL's trainer."""
 
     def __init__(self, model: Any, reward_funcs: Any = None, args: Any = None, train_dataset: Any = None,
                  eval_dataset: Any = None, processing_class: Any = None, *, subspace: Subspace | None = None,
@@ -63,10 +63,10 @@ class LibraryMixin(LibrarySeams):
         `subspace`: a subspace of this model, see `extract_subspace`; not needed in mode `none`. `routing`: the settings of mode,
         quarantine and practice. `monitor`: the settings of the monitor; None for no monitor, so that no environment practises
         with `routing.practice.environments=auto`. `environment_column`: the column of the dataset that names the environment;
-        None: all rows belong to one environment, `data`. `bases`: has the settings layout, drop_below and shared_rank of the
-        writers' bases. `freeze`: the groups of parameters that are not trained, as in `ModelConfig`; None: the default there if
-        the model is routed, and no group otherwise. `lean`: whether to leave out of an update everything that does not change its
-        gradient; with False TRL computes everything itself.
+        None: all rows belong to one environment, `data`. `bases`: the settings `layout`, `drop_below` and `shared_rank` of the
+        writers' bases. `freeze`: the groups of parameters that are not trained, as in `ModelConfig`; None: the default of
+        `ModelConfig` if the model is routed, and no group otherwise. `lean`: whether to leave out of an update everything that
+        does not change its gradient; with False TRL computes everything itself.
         """
         check_kinds(type(self), self.theirs, trl, args=(args, self.arguments_kind), routing=(routing, RoutingConfig),
                     monitor=(monitor, MonitorConfig), bases=(bases, SubspaceConfig))
@@ -132,8 +132,9 @@ class LibraryMixin(LibrarySeams):
 
     def train(self, resume_from_checkpoint: str | Path | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train from the start, or go on from a checkpoint in `args.output_dir`, which is the newest one if
-        `resume_from_checkpoint` is True. Further arguments are those of TRL's `train`. ModelError if the quarantine was removed
-        or is changed for a while (`Quarantine.held`). ConfigError if the dataset has too few prompts for a step."""
+        `resume_from_checkpoint` is True. Further arguments are those of TRL's `train`. ModelError if the quarantine was removed,
+        or if this is called inside its `ablated()`, `scaled()` or `kept()`. ConfigError if the dataset has too few prompts for a
+        step."""
         trainer: Any = self
         if self.quarantine is not None and not self.quarantine.is_on:
             raise ModelError("the quarantine was removed from the model, so nothing would be routed; make a new trainer")
