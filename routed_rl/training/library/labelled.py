@@ -62,8 +62,8 @@ class LabelledRows:
     def paid(self, inputs: list[dict[str, Any]], prompts: list[Any], completions: list[Any], scores: list[Score | None],
              step: int) -> None:
         """Record the rewards of the newest generation, given for each row as `scores`, before step `step` learns from them.
-        TaskError if no reward function returned a number for any row, or if one returned an infinite number; TRL alone would
-        accept it, and its whole group would teach nothing."""
+        TaskError if no reward function returned a number for any row, or if one returned an infinite number. Without this error
+        TRL would go on, and the group of such a row would teach nothing."""
         named = ", ".join(getattr(function, "__name__", type(function).__name__) for function in self.functions)
         if wrong := [score.reward for score in scores if score is not None and not math.isfinite(score.reward)]:
             raise TaskError(f"step {step}: {named} paid {wrong[0]} for {len(wrong)} of {len(scores)} completions; return finite "

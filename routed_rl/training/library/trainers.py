@@ -44,7 +44,7 @@ DEFAULT_MONITOR = MonitorConfig()
 
 
 class LibraryMixin(LibrarySeams):
-    """Mixin that gives a trainer with routing the arguments of TRL's trainer and a few more. The constructor checks all
+    """Mixin that gives a trainer with routing the arguments of TRL's trainer and a few more. The constructor checks the
     arguments, routes the model and makes the monitor."""
 
     arguments_kind: type[Any]
@@ -170,8 +170,8 @@ class LibraryMixin(LibrarySeams):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the deployed model, which stock transformers can read, and beside it `quarantine.safetensors`, into `output_dir`,
-        or into `args.output_dir` if `output_dir` is None. ModelError if this is the folder from which the model was loaded.
-        ModelError inside `quarantine.scaled()` and `kept()`, because the quarantine there is not the one that was learned."""
+        or into `args.output_dir` if `output_dir` is None. ModelError if the model was loaded from this folder. ModelError inside
+        `quarantine.scaled()` and `kept()`, because the quarantine there is not the one that was learned."""
         trainer: Any = self
         if self.quarantine is not None and self.quarantine.replaced:
             raise ModelError("save_model is called inside quarantine.scaled() or kept(), and would write a part of the "
