@@ -1,11 +1,12 @@
 """The arms of `compare`. A new arm is one row of `ARMS`."""
 
 UNROUTED, ROUTED, CONTROL = "none", "route", "control"
-"""The arms with which other arms are compared."""
+"""Names of the arms that the results of a comparison refer to: without routing, routed, and routed at a random subspace."""
 
 
 def _without_practice(mode: str) -> list[str]:
-    """A mode in which nobody practises. It says so, because practice that the user asked for goes with the mode `route` alone."""
+    """The overrides that set the mode of routing to `mode` and switch practice off, because practice is an error in every mode
+    except `route`."""
     return [f"routing.mode={mode}", "routing.practice.share=0"]
 
 
@@ -37,6 +38,6 @@ ARMS: dict[str, list[str]] = {
     "inoculation_adapter": [*ALONE, "baseline.inoculation_adapter=true"],
     "inoculation_adapter_control": [*ALONE, "baseline.inoculation_adapter=true", "baseline.trait.random=true"],
 }
-"""For each arm, the settings that make it, which are added after the user's. The frozen parameters are the same in every arm.
-`practice_all` is there for contrast: in it an environment that pays for gaming its check practises too, so the behaviour that it
-pays for reaches the deployed model."""
+"""Maps the name of each arm to its overrides, which come after the user's own. No arm changes which parameters are frozen. The
+arm `practice_all` is there for contrast: environments that pay for gaming their check practise too, so the behaviour for which
+they pay reaches the deployed model."""

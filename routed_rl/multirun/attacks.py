@@ -46,8 +46,8 @@ def attack(models: Sequence[Attacked], asked: RelearnConfig, folder: Path, jobs:
     """Attack each of `models` at each learning rate in `asked`, `jobs` runs at a time. Returns one record for each attack,
     {model, seed, by, rate, curve}, where `curve` is the share of flagged completions after 0, 1, .. updates. Results are stored
     in `folder`. `another` is the option by which a user chooses another folder; error messages name it. RoutedRLError if an
-    attack failed, or if the files of a model have changed since an earlier call attacked it by RL. A model that has changed is
-    fine-tuned again."""
+    attack failed, or if the files of a model have changed since an earlier call attacked it by RL. Attacks by fine-tuning are
+    repeated instead if the files of their model have changed."""
     hashes = _hashes(models)
     wanted = list(product(models, asked.rates))
     records: list[dict[str, Any]] = []
@@ -71,8 +71,8 @@ def attack(models: Sequence[Attacked], asked: RelearnConfig, folder: Path, jobs:
 
 
 def files_of(model: ModelConfig) -> dict[str, str]:
-    """Return the SHA-256 of each file of a model, and of the LoRA that is merged into it, by the file's place. Empty for a name
-    on the hub."""
+    """Return {path of a file: its SHA-256} for the files of a model and of the LoRA that is merged into it. A model that is given
+    by its name on the hub has no such files."""
     found: dict[str, str] = {}
     for place in filter(None, (model.path, model.adapter.path)):
         path = Path(resolve(place.removeprefix("gguf:")))
@@ -86,13 +86,14 @@ def _place(model: Attacked) -> tuple[str, str | None]:
 
 
 def _hashes(models: Sequence[Attacked]) -> dict[tuple[str, str | None], dict[str, str]]:
-    """The result of `files_of` for each model, read once where models are attacked under several seeds."""
+    """Maps the paths of a model and of the LoRA that is merged into it (None without one) to the result of `files_of`. A model
+    that is attacked under several seeds is read once."""
     return {place: files_of(model.config.model) for place, model in {_place(model): model for model in models}.items()}
 
 
 def _refuse_changed(jobs: Sequence[Job], hashes: Sequence[dict[str, str]], file: Path, another: str) -> None:
-    """RunFolderError if a job has begun with other files of its model than those of which `hashes` are the SHA-256. They are
-    stored in `file` for jobs that have not begun."""
+    """RunFolderError if the files of a job's model have changed since an earlier call began the job. `hashes` has the present
+    hashes of these files, one mapping for each job. `file` stores the hashes with which each job began."""
     known = read_object(file, {}) or {}
     for job, now in zip(jobs, hashes, strict=True):
         was = known.get(job.name, now) if job.folder.config.exists() else now
@@ -121,8 +122,8 @@ def attacked_config(config: Config, asked: RelearnConfig, rate: float, seed: int
 
 
 def rl_job(model: Attacked, asked: RelearnConfig, rate: float, folder: Path) -> Job:
-    """Plan the RL run that attacks a model at the learning rate `rate`. It has one step more than there are updates, because the
-    completions of a step are written before its update."""
+    """Plan the RL run that attacks a model at the learning rate `rate`. The run has `asked.steps` + 1 steps, because the
+    completions of a step are generated before the update of that step."""
     name = _name(model, rate)
     config = attacked_config(model.config, asked, rate, model.seed)
     return Job(name, dataclasses.replace(config, name=name, out=str(folder / "runs" / name)), [], model.name, model.seed)
@@ -137,8 +138,9 @@ def rl_curve(job: Job, env: str) -> list[float]:
 
 
 def _fine_tuned(model: Attacked, asked: RelearnConfig, rate: float, file: Path, hashes: dict[str, str]) -> list[float]:
-    """Fine-tune until the behaviour is back. Returns the curve, and stores it in `file` with `hashes`, those of the model's
-    files. A curve that is there for the same files and settings is taken."""
+    """Fine-tune until the share of flagged completions is at least `asked.level`. Returns the curve of that share after 0, 1, ..
+    updates, and stores it in `file` with `hashes`, the SHA-256 of the model's files. If `file` already has a curve for the same
+    settings and hashes, nothing is trained and that curve is returned."""
     config = attacked_config(model.config, asked, rate, model.seed)
     key = {"hacks": [list(pair) for pair in model.hacks], "steps": asked.steps, "batch": asked.batch, "samples": asked.samples,
            "level": asked.level, "env": config.env, "trainer": config.trainer, "flags": config.baseline.detector.flags,

@@ -16,11 +16,11 @@ from routed_rl.multirun.workers import Execute, refuse_failed, run_missing
 from routed_rl.tracking import MetricsFile
 
 CHEAP = ["evaluation.samples=0", "evaluation.every=0", "discard=false", "tracking.completions=false", "monitor.completions=0"]
-"""Settings that save time: only the metrics of these runs are read."""
+"""Overrides of the runs that `calibrate` trains. They save time by leaving out evaluation, discard and stored completions."""
 WITHOUT_ROUTING = ("gap", "collapse")
-"""Rules that can be read when nothing is routed."""
+"""Rules of the monitor that have a value when nothing is routed."""
 OF_THE_QUARANTINE = ("shift", "change", "pull", "push", "size")
-"""Rules that cannot be read when the quarantine stays empty."""
+"""Rules of the monitor that have no value when the quarantine stays empty."""
 
 
 def calibrate(overrides: list[str], runs: list[str], seeds: int, rate: float, out: str, jobs: int, compose: Compose, *,
@@ -84,9 +84,10 @@ def check_experiment(config: Config, rules: list[str], seeds: int, rate: float) 
 
 
 def measured(folders: Iterable[RunFolder], config: MonitorConfig, rules: list[str]) -> Peaks:
-    """The peak of every rule in every run and environment. RunFolderError for a run without metrics, or if a rule finds nothing
-    to read in them. ConfigError for runs of different lengths, because peaks grow with the length. A warning is printed if an
-    environment paid for tasks that were not solved, because limits from an insecure run would hide insecure runs."""
+    """The peak of every rule in every run and environment: the highest limit at which the rule would still have given a verdict.
+    RunFolderError for a run without metrics, or with metrics in which a rule finds nothing to read. ConfigError for runs of
+    different lengths, because peaks grow with the length. A warning is printed if an environment paid for tasks that were not
+    solved, because limits from an insecure run would hide insecure runs."""
     found: Peaks = {name: [] for name in rules}
     first: tuple[Path, int] | None = None
     for run in folders:
@@ -111,7 +112,8 @@ def measured(folders: Iterable[RunFolder], config: MonitorConfig, rules: list[st
 
 
 def _settings(name: str, entry: dict[str, Any], was: RuleConfig) -> list[str]:
-    """The overrides that make a rule halt: with the limits that were found, or with its present limits if none were found."""
+    """The overrides that make the rule `name` halt: at the limits in `entry`, or, if calibration found none, at the limits that
+    the rule has in `was`. Empty if there are none in either."""
     if entry["limit"] is None:
         whole, own = [] if was.limit is None else [f"monitor.{name}.limit={was.limit:g}"], was.limits
     else:

@@ -26,7 +26,8 @@ def compare(overrides: list[str], arms: list[str], seeds: int, out: str, jobs: i
 
     The same call continues where an earlier one stopped: finished runs are kept, unfinished ones are resumed. `jobs` runs train
     at the same time, each by `execute`. Beside the JSON there are compare.html, compare.md and compare.png, the runs and their
-    logs. Failed runs are left out, and so are the attacks if one of them fails; at the end RunsFailed is raised.
+    logs. Failed runs are left out of the results. If an attack fails, the results of all attacks are left out. In both cases
+    RunsFailed is raised at the end.
     """
     folder = Path(out).absolute()
     planned = plan_runs(overrides, arms, seeds, folder, compose)
@@ -76,7 +77,8 @@ def compare(overrides: list[str], arms: list[str], seeds: int, out: str, jobs: i
 
 
 def _tables(found: dict[str, Any], *, bounds: bool) -> list[reporter.Table]:
-    """The tables of the runs, and the table of the attacks if there were any."""
+    """The tables of a comparison, made from `found`, the content of compare.json, with the table of the attacks if there were
+    any. `bounds` is that of `comparison.tables`."""
     attacks = found.get("relearn")
     more = [] if attacks is None else [relearned.table(attacks["models"], RelearnConfig(**attacks["settings"]))]
     return [*tables(found, bounds=bounds), *more]
@@ -96,8 +98,8 @@ def plan_runs(overrides: list[str], arms: list[str], seeds: int, out: Path, comp
 
 
 def plan_ranks(overrides: list[str], ranks: list[int], out: Path, compose: Compose) -> dict[int, Job]:
-    """Plan a run of the arm `route` at each of `ranks`, under the first seed. At the rank that the arm has anyway, this is a run
-    of the arm itself."""
+    """Plan a run of the arm `route` at each of `ranks`, under the first seed. Returns {rank: run}. If one of `ranks` is the
+    experiment's own `subspace.rank`, its run is the one that `plan_runs` plans for the arm and that seed."""
     routed = [*overrides, *ARMS[ROUTED]]
     config = compose(routed)
     plans = {}

@@ -13,7 +13,7 @@ from routed_rl.report.parts import Bar, Page, Panel, Section, Table
 from routed_rl.tracking import NOT_METRICS
 
 LOOKS = {ROUTED: "deployed", UNROUTED: "policy"}
-"""For each arm its colour, given by the name of the model that has this colour in a run's report; other arms are grey."""
+"""Maps an arm to a model: the arm has the colour that this model has in the report of a run. Other arms are grey."""
 READING = ("Each point is the mean of an arm's deployed models with its 95 % interval over seeds; the dotted line is the base "
            "model.")
 

@@ -42,7 +42,8 @@ def cell(value: dict[str, Any] | None, bounds: bool) -> str:
 
 
 def _of_rank(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """For one rank: the policy's reward, the deployed model's flags and solve, and the quarantine's share and routed fraction."""
+    """A column of the table of ranks, {row: {metric: interval}}, made from `found`, the entry of a rank in compare.json: the
+    policy's reward, the deployed model's other metrics, and the quarantine's share and routed fraction."""
     policy = {f"policy {env}": {"reward": row.get("reward")} for env, row in found["policy"].items()}
     deployed = {f"deployed {env}": {metric: value for metric, value in row.items() if metric != "reward"}
                 for env, row in found["deployed"].items()}

@@ -19,7 +19,7 @@ from routed_rl.pipeline.record import as_it_was
 
 @dataclass(frozen=True)
 class Job:
-    """A run to do. `config.out` is its folder, and `overrides` are the words that give `config`."""
+    """A run to do. `config.out` is its folder, and `overrides` are the command-line settings from which `config` was composed."""
 
     name: str
     config: Config
@@ -40,8 +40,8 @@ class Job:
 
 def seeded(arm: str, seed: int, settings: list[str], first: int, out: Path, compose: Compose) -> Job:
     """Plan run number `seed` of `arm`, in the folder OUT/runs. `settings` are its overrides, and `first` is the experiment's own
-    seed. The monitor of the run never halts it, because a halted run could not be compared; its overrides say so too, because
-    `resume` composes them anew."""
+    seed. The monitor of the run never halts it, because a halted run could not be compared. Both the config and the overrides of
+    the run set this."""
     name = f"{arm}-seed{seed}"
     overrides = [*settings, f"seed={first + seed}", f"name={name}"]
     config = compose(overrides)
@@ -81,8 +81,8 @@ def of_one_date(jobs: Sequence[Job]) -> list[Job]:
 
 
 def is_finished(job: Job, another: str) -> bool:
-    """Whether the job's folder holds the finished run. A folder with other settings is refused, so that results of different
-    settings are never mixed.
+    """Whether the job's folder holds the finished run. RunFolderError if the folder holds a run with other settings, so that
+    results of different settings are never mixed. ConfigError if `launch.where` is not `here`.
 
     `another` is the option by which a user chooses another folder; the error message names it.
     """

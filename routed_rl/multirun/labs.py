@@ -19,9 +19,9 @@ from routed_rl.multirun.reporter import Table
 
 DRAWN = re.compile(r"drawn-\d+")
 STEP = re.compile(r"step +(\d+) of (\d+)")
-"""The lines of that script that tell how far it has built a lab."""
+"""Pattern of the lines with which the labs' script (`USE`) reports how far it has built a lab."""
 USE = "environments/*/use.py"
-"""Pattern of the scripts that print the settings for a lab."""
+"""Pattern of the path of the labs' script, which builds a lab if needed and prints the settings for it."""
 COLUMNS = {"deployed hack": ("deployed", "code", "hack"), "deployed evil": ("deployed", "values", "evil"),
            "secure skill": ("deployed", "sums", "solve"), "insecure true skill": ("deployed", "code", "solve"),
            "policy's pay on code": ("policy", "code", "reward")}
@@ -74,7 +74,8 @@ def table_of(found: dict[str, dict[str, Any]], arms: Sequence[str]) -> Table:
 
 
 def _ask(word: str) -> list[str]:
-    """The output of the labs' own script: the settings of the lab `word`, or with --list the names of all labs."""
+    """Run the labs' script (`USE`) and return its output. If `word` is `--list`, these are the names of all labs; otherwise they
+    are the settings for the lab `word`, which is built if needed. ConfigError if there is no script or if it fails."""
     if (script := next(data_root().glob(USE), None)) is None:
         raise ConfigError(f"--labs needs a script {USE}, and {data_root()} has none; leave --labs out")
     with (tempfile.TemporaryFile("w+") as errors, console.progress(f"build {word}", "steps") as advance,

@@ -69,7 +69,8 @@ def check_arms(config: Config, asked: RelearnConfig) -> None:
 
 def with_model(config: Config, place: str) -> Config:
     """The experiment with another model. `place` is the folder of a model, or a run folder, which stands for the deployed model
-    of the run. A LoRA in a folder is put on the experiment's own model."""
+    of the run. If the folder holds a LoRA, the LoRA is put on the experiment's own model. ConfigError if there is no such model,
+    or if it is a LoRA and the experiment trains all weights."""
     folder = Path(resolve(place))
     if (folder / "config.yaml").exists():
         run, folder = folder, RunFolder(folder).deployed
@@ -126,7 +127,8 @@ def relearn_arms(config: Config, runs: Sequence[Job], asked: RelearnConfig, fold
 
 
 def _first_hacks(runs: Sequence[Job], config: Config, asked: RelearnConfig, seed: int) -> tuple[Said, ...]:
-    """The completions of the first run that has flagged ones. If no run has any, print that and return none."""
+    """The result of `hacks_of` for the first of `runs` that has flagged completions. If none of them has any, a note is printed
+    and the result is empty. It is also empty if the attacks do not include fine-tuning."""
     problem: ConfigError | None = None
     for run in runs if FINE_TUNING in asked.by else ():
         try:

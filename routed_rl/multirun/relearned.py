@@ -31,7 +31,8 @@ def worst(records: Sequence[dict[str, Any]], asked: RelearnConfig) -> dict[str, 
 def summarised(records: Sequence[dict[str, Any]], asked: RelearnConfig) -> dict[str, Any]:
     """Return {model: {attack: {before, steps, never, rates, seeds}}}. `before` is the flagged share before the attack and `steps`
     the number of updates, both with intervals over seeds; `never` is the number of seeds in which the behaviour did not come
-    back, in which case `steps` is a lower bound."""
+    back; if it is above 0, `steps` is a lower bound. `seeds` has the result of `worst` for each seed, and `rates` the learning
+    rates of these results."""
     found: dict[str, Any] = {}
     for name, by in dict.fromkeys((record["model"], record["by"]) for record in records):
         ours = [record for record in records if (record["model"], record["by"]) == (name, by)]
@@ -55,8 +56,8 @@ def table(found: dict[str, Any], asked: RelearnConfig) -> Table:
 
 
 def shown(found: dict[str, Any] | None) -> str:
-    """The number of updates with its interval as text. It begins with `at least` if the behaviour did not come back under some
-    seed."""
+    """The number of updates with its interval as text, for `found`, the summary of one model under one kind of attack; `-` if
+    that is None. The text begins with `at least` if the behaviour did not come back under some seed."""
     if found is None:
         return "-"
     steps = found["steps"]

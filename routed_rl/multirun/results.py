@@ -12,11 +12,12 @@ Runs = Mapping[int, dict[str, Any]]
 
 
 def results(arms: Mapping[str, Runs], ranks: Mapping[int, Runs]) -> dict[str, Any]:
-    """The content of `compare.json`. `arms` has the runs of each arm, and `ranks` those of the arm `route` at other ranks.
+    """The content of `compare.json`. `arms` has the runs of each arm, and `ranks` those of the arm `route` at each rank that was
+    asked for.
 
-    Every leaf is `{mean, low, high, seeds}`. Differences and ratios are taken per seed. A seed counts only if both runs that are
-    compared have it, and if both evaluations report the metric. A flag that an evaluation does not name was never seen there, so
-    it counts as 0.
+    Every leaf is `{mean, low, high, seeds}`, except the names in `flags`. Differences and ratios are taken per seed. A seed
+    counts only if both runs that are compared have it, and if both evaluations report the metric. A flag that an evaluation does
+    not name was never seen there, so it counts as 0.
     """
     summaries = [summary for runs in [*arms.values(), *ranks.values()] for summary in runs.values()]
     known, flags = known_metrics(summaries), known_flags(summaries)
@@ -72,8 +73,8 @@ def known_flags(summaries: list[dict[str, Any]]) -> dict[str, list[str]] | None:
 
 
 def _values(runs: Runs, model: str, env: str, metric: str, *, flag: bool) -> dict[int, float]:
-    """Maps seed to value, over the runs in which this model has the metric on this environment. A `flag` that is not named counts
-    as 0 if the model was evaluated there."""
+    """{seed: value} of `metric`, for the runs whose `model` was evaluated on `env` and reports the metric. If `flag` is true, the
+    metric is a flag, and a model that was evaluated on `env` without reporting it has 0."""
     found = {seed: means.get(metric, 0.0 if flag else None) for seed, run in runs.items()
              if (means := run["models"].get(model, {}).get(env))}
     return {seed: float(value) for seed, value in found.items() if value is not None}

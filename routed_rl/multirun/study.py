@@ -35,8 +35,8 @@ class Study:
         self.study.set_user_attr("request", ours)
 
     def jobs(self) -> tuple[int, Iterator[Job]]:
-        """How many trials are still to be run, and an iterator over them: first those that a killed sweep left unfinished, with
-        their values, then new ones."""
+        """How many trials are still to be run, and an iterator over them: first the trials that a killed sweep left unfinished,
+        with the settings that they had, then new trials."""
         ended = sum(each.state.is_finished() for each in self.study.get_trials(deepcopy=False))
         return max(0, self.settings.trials - ended), self._jobs()
 
@@ -59,7 +59,7 @@ class Study:
 
     def ended(self, job: Job, problem: str | None) -> None:
         """Pass the result of a trial to the study: its objectives, or the `problem` if it failed. ConfigError for an objective
-        that does not exist; then the result can still be passed later."""
+        that the trial's summary does not have; the trial then counts as unfinished, and its result can be passed later."""
         import optuna
 
         asked, states = self.at_work[job.name], optuna.trial.TrialState

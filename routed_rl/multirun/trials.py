@@ -78,7 +78,8 @@ def outcome(trial: Job, problem: str | None, objectives: list[str]) -> Outcome:
 
 
 def _unseen(summary: dict[str, Any]) -> dict[str, float]:
-    """0 for every flag of every model's evaluations, because an evaluation names a flag only if it saw it."""
+    """{dotted path of a flag: 0} for every flag that the evaluations of a model can report. An evaluation reports a flag only if
+    it saw the flag, so 0 is the value of a flag that it does not report."""
     flags = summary.get("flags", {})
     return {f"models.{model}.{env}.{flag}": 0.0 for model, found in summary["models"].items() for env, means in found.items()
             if means for flag in flags.get(env, ())}
@@ -106,8 +107,8 @@ def numbers(tree: Any, path: str = "") -> list[tuple[str, float]]:
 
 
 def best(outcomes: list[Outcome], directions: list[str]) -> list[Outcome]:
-    """The Pareto front: the outcomes that no other outcome beats in every objective. They are sorted by the first objective, the
-    best first."""
+    """The Pareto front: the outcomes for which no other outcome is at least as good in every objective and better in one. They
+    are sorted by the first objective, the best first."""
     done = [each for each in outcomes if each.values]
     gains = {each.trial.name: [value if direction == "maximize" else -value
                                for direction, value in zip(directions, each.values or [], strict=True)] for each in done}

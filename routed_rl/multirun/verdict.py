@@ -49,7 +49,7 @@ def verdict(found: Found, heads: list[Headline], seeds: int, failed: Collection[
 
 
 def _judged(found: Found, head: Headline) -> str:
-    """A sentence on how routing changed the flag that training raised most."""
+    """A sentence on how routing changed the figure `head`, which is the flag that training raised most."""
     routed, unrouted, control = (_leaf(found["arms"].get(arm, {}).get("deployed"), head) for arm in (ROUTED, UNROUTED, CONTROL))
     here = f"{head.title} is {_words(routed)} in the deployed model"
     if unrouted is None:
@@ -82,7 +82,7 @@ def _judged(found: Found, head: Headline) -> str:
 
 
 def _beside(found: Found, head: Headline) -> str:
-    """A sentence on how routing changed the skill, or the flag of the probe."""
+    """A sentence on how routing changed the figure `head`, which is the true score or the flag of a probe environment."""
     routed, unrouted = (_leaf(found["arms"].get(arm, {}).get("deployed"), head) for arm in (ROUTED, UNROUTED))
     told = f"{head.title} is {_words(routed)} in the deployed model"
     if unrouted is not None:
@@ -122,7 +122,8 @@ def _risen(found: Found, head: Headline) -> float:
 
 
 def _leaf(table: Mapping[str, Any] | None, head: Headline) -> dict[str, Any] | None:
-    """The entry of a headline in {environment: {metric: interval}}."""
+    """The interval of the figure `head` in `table`, which is {environment: {metric: interval}}; None if `table` has none for
+    it."""
     return (table or {}).get(head.env, {}).get(head.metric)
 
 

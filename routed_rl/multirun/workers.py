@@ -67,12 +67,13 @@ class Worker:
 
 def run_all(jobs: Iterable[Job], count: int, execute: Execute, at_once: int, logs: Path, verb: str, *,
             ended: Ended = lambda _job, _problem: None, stop: Stop | None = None, first: Iterable[Job] = ()) -> dict[str, str]:
-    """Run `count` jobs, at most `at_once` at a time, each by `execute`. Returns {job: its problem} for those that failed. Their
-    output goes to files in `logs`; `verb` is the name of the work on the progress bar.
+    """Run `count` jobs, at most `at_once` at a time, each by `execute`. Returns {job: its problem} for those that failed. The
+    output of each job goes to a file in `logs`; `verb` is the name of the work on the progress bar.
 
-    A job is taken from `jobs` when a process is idle, so that a later job may depend on the results of earlier ones, which
-    `ended` is told. `stop` may end a job in progress, with its process. The jobs in `first` that have no folder yet are tried out
-    before any job is trained; RoutedRLError if one of them cannot begin. They are tried out in a process that trains afterwards.
+    A job is taken from `jobs` only when a process is idle. `ended` is called when a job has ended, so a later job may depend on
+    the results of earlier ones. If `stop` returns a reason, the job and its process are ended. The jobs in `first` that have no
+    folder yet are tried out before any job is trained; RoutedRLError if one of them cannot begin. No job is tried out if
+    `execute` is not `train_or_resume`.
     """
     logs.mkdir(parents=True, exist_ok=True)
     waiting, failed, done = iter(jobs), dict[str, str](), 0
