@@ -16,7 +16,7 @@ from routed_rl.pipeline.build import Parts
 from routed_rl.routing.adapted import NAME, product_square
 
 UP, DOWN = f".lora_B.{NAME}.weight", f".lora_A.{NAME}.weight"
-"""Endings of the names of a LoRA's parameters: those of the up factors and those of the down factors."""
+"""Endings of the names of a LoRA's parameters: `UP` for the factor B, `DOWN` for the factor A."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,10 +29,11 @@ class Change:
     deployed: State
     """The values of the deployed model, for the same parameters as `base`."""
     sizes: dict[str, int]
-    """For each changed parameter, how many numbers were trained. Both factors of a LoRA are counted at the up factor."""
+    """For each changed parameter, how many numbers were trained. The numbers of both factors of a LoRA are counted under the name
+    of its B."""
     energies: dict[str, float]
-    """For each changed parameter, the squared Frobenius norm ‖ΔW‖² of its change. That of a LoRA's product is counted at the up
-    factor."""
+    """For each changed parameter, the squared Frobenius norm ‖ΔW‖² of its change. For a LoRA, that is the energy of its product,
+    under the name of its B."""
 
     @property
     def names(self) -> list[str]:

@@ -1,9 +1,9 @@
 """How much of the difference between the deployed and the base model each group of parameters carries. To find this out, models
 are measured in which some groups have the base model's values. Not covered: pairs of groups.
 
-Groups interact, so the effects of putting each group back alone do not sum to the difference. If the groups are put back one
-after another, the effects do sum to it: each group carries the step that it makes. The steps depend on the order, so the mean
-over one order and its reverse is reported, which sums to the difference too.
+To put a group back is to give its parameters the base model's values. Groups interact, so the effects of putting back each group
+alone do not sum to the difference. If the groups are put back one after another, their effects do sum to it, but the effect of a
+group depends on the order. Reported is the mean over one order and its reverse; these means sum to the difference too.
 """
 
 from dataclasses import dataclass
@@ -19,16 +19,16 @@ class Contribution:
     """The contribution of one group to one measure."""
 
     carried: float
-    """How much the measure falls when the group gets the base model's values after the groups before it in the order did; the
-    mean over one order and its reverse. Over all groups this sums to deployed minus base."""
+    """How much the measure falls when the group is put back after all groups that precede it in the order; the mean over one
+    order and its reverse. Over all groups this sums to the measure of the deployed model minus that of the base model."""
     alone: float
     """The measure of the deployed model minus that of the deployed model in which only this group has the base model's values."""
 
 
 def models_to_measure(groups: dict[str, list[str]]) -> list[frozenset[str]]:
     """The models that `contributions` needs, each given by the set of parameters that have the base model's values. No set comes
-    twice; the empty set (the deployed model) and the full set (the base model) are among them. `groups` maps names to
-    parameters."""
+    twice; the empty set (the deployed model) and the full set (the base model) are among them. `groups` maps the name of a group
+    to its parameters."""
     sets = [*_way(groups, list(groups)), *_way(groups, list(groups)[::-1]), *(frozenset(names) for names in groups.values())]
     return list(dict.fromkeys(sets))
 
@@ -49,6 +49,6 @@ def contributions(groups: dict[str, list[str]], measured: Measured) -> dict[str,
 
 
 def _way(groups: dict[str, list[str]], order: list[str]) -> list[frozenset[str]]:
-    """The growing sets of parameters that are put back: none, those of the first group, those of the first two, ... those of all
-    groups."""
+    """The sets of parameters that are put back, when the groups are put back one after another in the `order`: none, those of the
+    first group, those of the first two, ... those of all groups."""
     return list(accumulate((frozenset(groups[group]) for group in order), frozenset.union, initial=frozenset()))

@@ -1,9 +1,9 @@
-"""The verb `audit`: how much of the persona shift and of each environment's metrics every group of the retained change carries,
-and where that change moved the stream.
+"""The verb `audit`: how much of the persona shift, and of the change of each environment's metrics, each group of modules carries
+in the retained change of a run, and at which layers that change moved the stream.
 
-It reads the run folder and the base model that the folder names. If the run trained a LoRA, a group holds the LoRAs of its
-modules. All models see the same tasks and random numbers, but each figure has a sampling error: a rate near .5 over 200 samples
-has a standard error of .035.
+It reads the run folder and the base model that the folder names. If the run trained LoRAs, a group has those of its modules. All
+models that are measured see the same tasks and random numbers, but each figure has a sampling error: a rate near .5 over 200
+samples has a standard error of .035.
 """
 
 import dataclasses
@@ -87,7 +87,7 @@ class _Meter:
         self.probes: dict[str, Any] = {}
 
     def __call__(self, name: str | None = None) -> Measures:
-        """The measures of the model. With a `name`, the shift of every layer is kept in `probes`."""
+        """The measures of the model. With a `name`, the shift at every layer is also stored in `probes` under this name."""
         results = evaluate(self.parts.model, self.parts.tokenizer, self.chosen, self.evaluation, seed=self.parts.config.seed,
                            max_new_tokens=self.parts.max_new_tokens)
         measures = {f"{env}.{metric}": value for env, values in results.items() for metric, value in values.items()
@@ -110,7 +110,9 @@ class _Meter:
 
 def _measure(meter: _Meter, sets: list[frozenset[str]], change: Change, load_policy: Callable[[], None]
              ) -> tuple[Measured, Measures]:
-    """Measure every model, the base model first and the policy last, because the policy's quarantine stays in the model."""
+    """Measure the model of each set of parameters in `sets`, and then the policy. Returns the measures of each set's model and
+    those of the policy. The base model comes first, as the reference of shifts. The policy comes last, because its quarantine
+    stays in the model."""
     whole = max(sets, key=len)
     names = {whole: "base", frozenset(): "deployed"}
     measured: Measured = {}
@@ -134,7 +136,8 @@ def _load_policy(parts: Parts, subspace: Subspace | None, change: Change, folder
 
 
 def _described(groups: Groups, measured: Measured, change: Change) -> dict[str, Any]:
-    """For each group the number of its parameters, its share of the change's energy, and how much of each measure it carries."""
+    """For each group, the number of numbers that were trained in it, its share of the energy of the whole change, and its
+    `Contribution` to each measure."""
     energy = {group: sum(change.energies[name] for name in names) for group, names in groups.items()}
     found = contributions(groups, measured)
     return {group: {"parameters": sum(change.sizes[name] for name in names), "energy": energy[group] / sum(energy.values()),
