@@ -3,7 +3,8 @@ are measured in which some groups have the base model's values. Not covered: pai
 
 To put a group back is to give its parameters the base model's values. Groups interact, so the effects of putting back each group
 alone do not sum to the difference. If the groups are put back one after another, their effects do sum to it, but the effect of a
-group depends on the order. Reported is the mean over one order and its reverse; these means sum to the difference too.
+group depends on the order. The contribution that is reported is therefore the mean over one order and its reverse; these means
+sum to the difference too.
 """
 
 from dataclasses import dataclass

@@ -136,8 +136,8 @@ def _load_policy(parts: Parts, subspace: Subspace | None, change: Change, folder
 
 
 def _described(groups: Groups, measured: Measured, change: Change) -> dict[str, Any]:
-    """For each group, the number of numbers that were trained in it, its share of the energy of the whole change, and its
-    `Contribution` to each measure."""
+    """For each group, how many numbers were trained in it, its share of the energy of the whole change, and its `Contribution` to
+    each measure."""
     energy = {group: sum(change.energies[name] for name in names) for group, names in groups.items()}
     found = contributions(groups, measured)
     return {group: {"parameters": sum(change.sizes[name] for name in names), "energy": energy[group] / sum(energy.values()),

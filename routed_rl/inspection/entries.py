@@ -63,7 +63,7 @@ def named(name: str, overrides: list[str], compose: Compose) -> list[Entry]:
 
 def _place(name: str) -> tuple[str, str]:
     """The mix and the entry that NAME or MIX/NAME stands for. If several mixes have the entry, the first mix is taken and a line
-    says so."""
+    says so. ConfigError if no mix has it."""
     if name.endswith(".py"):
         raise ConfigError(f"{name} names no class; write {name}:CLASS")
     mix, _, word = name.rpartition("/")
@@ -79,8 +79,8 @@ def _place(name: str) -> tuple[str, str]:
 
 
 def entries_in(mix: str) -> set[str]:
-    """The entries of a mix, and of the mixes that it is based on. They are read from the files, because composing every mix would
-    take seconds."""
+    """The names of the entries of a mix and of the mixes that it is based on. They are read from the YAML files alone, because
+    composing every mix would take seconds."""
     text = _text(mix)
     written = yaml.safe_load(text) or {}
     first = [each.partition("@")[0] for each in written.get("defaults", []) if isinstance(each, str)]
@@ -101,8 +101,8 @@ def entries_of(mix: str, overrides: list[str], compose: Compose) -> list[Entry]:
 
 
 def listed(mix: str, compose: Compose) -> list[Entry]:
-    """The entries of a mix, for `env list`. If no entry of the mix refers to other settings, they are read from the file of the
-    mix, because composing takes a quarter of a second."""
+    """The entries of a mix, for `env list`. If no entry refers to other settings, the entries are read from the file of the mix.
+    Otherwise the mix is composed, which takes a quarter of a second."""
     text = _text(mix)
     written = yaml.safe_load(text) or {}
     if text.startswith(GLOBAL) or "${" in text or not all(isinstance(each, dict) for each in written.values()):
@@ -111,14 +111,13 @@ def listed(mix: str, compose: Compose) -> list[Entry]:
 
 
 def _absolute(path: str) -> str:
-    """The path of a class, with an absolute path if the class is named by its file."""
+    """The `path` of a class; if it is `FILE.py:Class`, the path of the file is made absolute."""
     file, _, name = path.rpartition(":")
     return f"{resolve(file)}:{name}" if file.endswith(".py") else path
 
 
 def folder_of(entry: Entry) -> str:
-    """The folder with the file of the entry's class. If the class is named by its module and not by a file, the path of the
-    class."""
+    """The folder with the file of the entry's class. If the class is given as `package.module:Class`, the result is that text."""
     file = entry.path.rpartition(":")[0]
     return file.rpartition("/")[0] if file.endswith(".py") else entry.path
 

@@ -89,8 +89,9 @@ def list_environments(compose: Compose) -> None:
 
 
 def _facts(entries: list[Entry]) -> dict[int, tuple[str, str]]:
-    """For entries of one folder, maps the id of an entry to its variant and its problem. Plug-ins of one folder share their
-    helpers, so one process can hold them all."""
+    """For entries of one folder, {id(entry): (variant, problem)}. `variant` is the environment's attribute of this name, and
+    `problem` says why the environment cannot be built; each is "" if there is none. Plug-ins of one folder share their helpers,
+    so one process builds them all."""
     found: dict[int, tuple[str, str]] = {}
     with closing(Reused(folder_of)) as processes:
         for entry in entries:
@@ -176,7 +177,7 @@ def check_environments(name: str, overrides: list[str], compose: Compose, *, eve
 
 def check_one(entry: Entry, samples: int, processes: Reused) -> list[Finding]:
     """Every finding about one environment, from `samples` tasks. If building the environment raises an error, there is one
-    finding, which reports it."""
+    finding, which reports the error."""
     limit = {"isolate": {"timeout_s": CHECK_TIMEOUT_S}} if entry.settings.get("isolate", True) is True else {}
     places = itertools.count()
     limited = Entry(entry.mix, entry.name, entry.settings | limit)
@@ -184,8 +185,8 @@ def check_one(entry: Entry, samples: int, processes: Reused) -> list[Finding]:
 
 
 def variations(entry: Entry) -> list[Entry]:
-    """The entry once with each of the settings that its class offers in `all_settings`, named by the values in which they
-    differ."""
+    """One entry for each of the settings that the class of `entry` offers in `all_settings()`. Each is named by its values of the
+    keys in which these settings differ. ConfigError if the class offers none."""
     with closing(Reused()) as processes:
         every: list[dict[str, Any]] = processes.open(alone(entry)).description["all_settings"]
     if not every:
@@ -215,5 +216,6 @@ def alone(entry: Entry) -> Entry:
 
 
 def _scored(environment: Any) -> Environment:
-    """The environment, or, if it has episodes, one that plays them with the same text as every turn."""
+    """The environment itself, or, if it has episodes, a wrapper that scores a completion by an episode in which every turn of the
+    model is this completion."""
     return cast(Environment, Played(environment) if has_episodes(environment) else environment)

@@ -25,7 +25,8 @@ LEAST_GB = 2.0
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the table. `sound` is None for something that is not needed, or that could not be judged."""
+    """One row of the table of `doctor`, about the thing `name`. `sound` says whether it works; None if it is not needed or could
+    not be judged."""
 
     name: str
     sound: bool | None
@@ -33,7 +34,7 @@ class Row:
 
 
 def doctor(config: Config) -> None:
-    """Print every row. CheckFailed names the rows that are needed and broken."""
+    """Print a row for each thing that is checked. CheckFailed names those that are needed and broken."""
     rows = [*versions(), *disk(Path(config.out or "runs")), *gpus(), *chat_template(config.model.path), *sandbox()]
     for row in rows:
         console.say(f"{'-' if row.sound is None else 'ok' if row.sound else 'BROKEN':7} {row.name:24} {row.detail}")
