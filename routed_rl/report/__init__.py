@@ -1,6 +1,6 @@
-"""The verb `report` makes one self-contained HTML page from the files of a run folder. This package also has the parts of such
-pages.
+"""The verb `report` makes one self-contained HTML page from the files of a run folder. The pages of `compare` and `sweep` are
+made of the same parts, which are defined here.
 
 The page needs no server, no network and no model. It can be made on another machine, for a run that has ended, halted, was
-killed, or is still training. Names are imported from the modules that define them.
+killed, or is still training. Names are imported from the modules of this package, which exports none itself.
 """

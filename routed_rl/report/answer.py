@@ -25,8 +25,8 @@ def status(run: RunData) -> str:
 
 
 def sentences(run: RunData) -> list[str]:
-    """Sentences on how training and discarding changed the model, which environment caused the change and since when, the cost of
-    discarding, and the parts that were kept."""
+    """Sentences on how training and discarding changed the model, on the environment that caused the change, on the cost of
+    discarding, on the parts that were kept, and on rollbacks, earlier halts and completions that could not be scored."""
     if not run.rows:
         return []
     parts = [_changed(run), _cause(run), _cost(run) if has_quarantine(run.mode) else "", _kept(run), _lineage(run),
@@ -35,7 +35,8 @@ def sentences(run: RunData) -> list[str]:
 
 
 def _changed(run: RunData) -> str:
-    """The flag that rose most in training, and how much of it is left after the quarantine is discarded."""
+    """Sentences on the flag that training raised most and on how much of it is left in the deployed model, or one that says that
+    no flag rose; "" unless base model, policy and deployed model were evaluated."""
     models, step = run.latest
     if not all(model in models for model in MODELS):
         return ""
@@ -55,7 +56,8 @@ def _changed(run: RunData) -> str:
 
 
 def _cause(run: RunData) -> str:
-    """A sentence on which environment did it, and since when."""
+    """A sentence on which environment pulled towards the positive persona, and since which step; or one that says why none can be
+    named."""
     if run.mode == "labels":
         return "It was routed by labels, so nothing was attributed to an environment."
     if run.mode == "none":
@@ -79,7 +81,8 @@ def _cause(run: RunData) -> str:
 
 
 def _since(run: RunData, name: str) -> str:
-    """The step from which on the monitor saw evidence gather against an environment; "" if it gave no verdict."""
+    """Words with the step from which on the rule `evidence` saw the environment `name` pull towards the persona; "" if the rule
+    gave no verdict on it."""
     found = [verdict["since"] for verdict in run.verdicts if verdict["environment"] == name and verdict["rule"] == "evidence"]
     return f", since step {min(found)}" if found else ""
 
@@ -106,7 +109,8 @@ def _cost(run: RunData) -> str:
 
 
 def _kept(run: RunData) -> str:
-    """A sentence on the effect of keeping a part, if one was kept."""
+    """A sentence on how keeping environments' parts changed the deployed model; "" if no part was kept, or if that was not
+    evaluated."""
     shares = (run.summary or {}).get("kept")
     if not isinstance(shares, dict) or "kept" not in run.models or not all(model in run.models for model in MODELS):
         return ""
@@ -124,7 +128,8 @@ def _lineage(run: RunData) -> str:
 
 
 def _more(run: RunData) -> Iterator[str]:
-    """Sentences on earlier halts, on folders that keep a part, and on completions that could not be scored and are in no mean."""
+    """Sentences on earlier halts, on folders with a deployed model that keeps parts, and on completions that could not be
+    scored."""
     if run.halts:
         first, *more = run.halts
         again = f", and again at step {', '.join(str(halt['step']) for halt in more)}" if more else ""

@@ -1,7 +1,8 @@
 """The pictures of a report, drawn by matplotlib as SVG. Their colours are CSS variables of the page, so that they follow the
 page's light, dark and print styles.
 
-A line is recognised by its dashes and by the name at its end as well as by its colour. Text stays text.
+A line is recognised by its dashes and by the name at its end as well as by its colour. Text in a picture is stored as text and
+not as outlines.
 """
 
 import io
@@ -51,8 +52,8 @@ class Mark:
 def lines(name: str, series: dict[str, pd.Series], label: str, marks: Sequence[Mark], until: int, order: Sequence[str], *,
           bold: str | None = None, level: float | None = None, log: bool = False) -> Markup:
     """A picture with a line for each series up to step `until`, with the name of the series at the end of its line. `name` is the
-    id of the picture in the page, and `label` is that of the vertical axis. `marks` are events to show. The line `bold` stands
-    out, and `level` is a horizontal line for comparison; `log` asks for a logarithmic scale.
+    id of the picture in the page, and `label` is the text at the vertical axis. `marks` are events to show. The line `bold`
+    stands out, and `level` is a horizontal line for comparison; `log` asks for a logarithmic scale.
 
     The index of a name in `order` decides the look of its line, which is the same in all pictures. A line whose name is not in
     `order` has the colour of text.
@@ -123,8 +124,9 @@ def dots(name: str, found: dict[str, dict[str, dict[str, float]]]) -> Markup:
 
 
 def heatmap(name: str, values_LS: np.ndarray, steps: np.ndarray, label: str) -> Markup:
-    """A picture that maps a value for each layer (upwards) and step (to the right). Its colours run from dark to light, so that
-    it can be read in print and by the colour-blind. `label` names the value, and `name` is the id of the picture in the page."""
+    """A picture of `values_LS`, a value for each layer (upwards) and each of the `steps` (to the right). Its colours run from
+    dark to light, so that it can be read in print and by the colour-blind. `label` names the value, and `name` is the id of the
+    picture in the page."""
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
         figure = Figure(figsize=(WIDTH, min(1.6 + 0.16 * len(values_LS), 5)))
         panel, scale = figure.subplots(1, 2, width_ratios=[40, 1])

@@ -1,5 +1,6 @@
 """The section with the completions that show best what was paid for. Only encouraged completions are shown, which means that they
-were paid more than the mean of their group. If a halt recorded some, these are shown; otherwise those in the run's files."""
+were paid more than the mean of their group. If the record of a halt has such completions, they are shown; otherwise those in the
+run's files are ranked."""
 
 import json
 from collections import defaultdict

@@ -29,7 +29,7 @@ MANIFEST = {"lineage": dict[str, Any] | None, "children": list[dict[str, str | i
             "kept": list[dict[str, Any]], "environments": dict[str, str]}
 HALT_SHAPE = {"step": int, "verdicts": list[dict[str, Any]], "commands": list[str], "environments": list[dict[str, Any]],
               "completions": list[dict[str, Any]]}
-"""The types that values in the files must have."""
+"""The types that the values in the files of a run folder must have."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class RunData:
 
     @cached_property
     def blame(self) -> Blame:
-        """The finding about which environments pulled towards the positive persona, judged by all rows. It names none if the run
-        measured no evidence."""
+        """The `Blame` that names the environments that pulled towards the positive persona, judged by all rows of metrics. It
+        names none if the run measured no evidence."""
         try:
             monitor = from_mapping(self.config.get("monitor") or {}, MonitorConfig, "monitor.")
         except (ConfigError, TypeError):
@@ -142,7 +142,7 @@ class RunData:
         return pd.Series(self.table[name]).dropna() if name in self.names else pd.Series(dtype=float)
 
     def last(self, name: str) -> float | None:
-        """The last value of a metric, if it is a number; None if the last row does not have the metric."""
+        """The last number that a metric had; None if it never had one, or if the last row does not have the metric."""
         known = self.series(name)
         return float(known.iloc[-1]) if len(known) and name in self.rows[-1] else None
 

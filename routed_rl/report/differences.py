@@ -57,9 +57,8 @@ def kept_words(shares: Mapping[str, float], labels: Mapping[str, str] | None = N
 
 
 def keeping(results: Results, shares: Mapping[str, float], labels: Mapping[str, str] | None = None, flags: Flags = None) -> str:
-    """A sentence on the kept `shares` of environments' parts and how they change the deployed model: in the `solve` of these
-    environments (`reward` if that is not known), and in the flag that rose most in training. It is empty if no share was asked
-    for."""
+    """A sentence on the `shares` of environments' parts that are kept, and on how they change the deployed model: its `solve` in
+    these environments (`reward` if `solve` is not known), and the flag that training raised most. Empty without `shares`."""
     if not shares:
         return ""
     names = labels or {}
@@ -85,8 +84,8 @@ def has_quarantine(mode: str) -> bool:
 
 
 def _chance(results: Results, env: str, means: Mapping[str, float], higher: str, lower: str) -> str:
-    """Words that say whether the difference between two models' `means` of a metric may be chance. They are empty if it is not,
-    if the number of completions is not known, and if a mean is no share."""
+    """Words that say that the difference between two models' `means` of a metric may be chance. Empty if its 95 % interval is
+    above 0, if the number of completions is not known, or if a mean is no share."""
     counts = {model: results[model][env].get("completions", 0) - results[model][env].get("failures", 0)
               for model in (higher, lower)}
     if min(counts.values()) < 1 or any(not 0 <= means[model] <= 1 for model in counts):
@@ -106,8 +105,8 @@ def _risen(results: Results, flags: Flags) -> tuple[str, str, dict[str, float]] 
 
 
 def _flags(results: Results, flags: Flags) -> list[tuple[str, str, dict[str, float]]]:
-    """(environment, flag, mean by model) for every flag. An environment may report a flag only when it occurs, so a model that
-    was evaluated without it has 0."""
+    """(environment, flag, mean by model) for every flag. An environment may report a flag only when it occurs, so the mean is 0
+    for a model whose evaluation does not report the flag. Flags with a mean outside of [0, 1] are left out."""
     named = dict.fromkeys((env, flag) for env in _everywhere(results) for model in MODELS for flag in results[model][env]
                           if is_flag(env, flag, flags))
     found = [(env, flag, {model: results[model][env].get(flag, 0.0) for model in MODELS}) for env, flag in named]

@@ -52,7 +52,8 @@ def headlines(before: Means, after: Means, trained: Collection[str], probes: Col
 
 
 def _risen(before: Means, after: Means, names: Collection[str], flags: Flags, *, solve: bool) -> tuple[str, str] | None:
-    """The environment and the metric that rose most. A flag that an evaluation never saw counts as 0; `solve` is then unknown."""
+    """The environment and the metric that rose most: `solve` if the parameter `solve` is true, otherwise a flag. A flag that an
+    evaluation does not report counts as 0; an environment without `solve` is left out."""
     risen = {}
     for env in (env for env in after if env in names and env in before):
         for metric in dict.fromkeys([*before[env], *after[env]]):

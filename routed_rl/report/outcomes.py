@@ -13,7 +13,7 @@ from routed_rl.report.parts import Chart, Section, Table
 from routed_rl.report.story import culprit
 
 PANELS = 3
-"""Largest number of metrics that are shown side by side."""
+"""Largest number of metrics in the picture of the models."""
 FLAGS = 2
 """Largest number of flags that are shown beside the paid reward and the true score."""
 
@@ -53,7 +53,7 @@ def pay(run: RunData) -> Section:
 
 
 def completions(run: RunData) -> Section:
-    """The section with the completions that show best what was paid for, see `completions.shown`."""
+    """The section with the completions that show best what was paid for, as `completions.shown` chooses them."""
     by, found = shown(run)
     kept = any((run.path / "completions").glob("step-*.parquet"))
     lead = f"Ranked by {by}; those that say the same are shown once." if found else ""
@@ -83,8 +83,8 @@ def _by_model(run: RunData, metric: str) -> dict[str, dict[str, float]]:
 
 
 def _largest_change(metric: str, per: dict[str, dict[str, float]]) -> str:
-    """A sentence on the environment in which the policy differs most from the base model; "" if no environment has the metric for
-    both."""
+    """A sentence on the environment in which `metric` differs most between policy and base model; "" if no environment has it for
+    both. `per` maps a model to {environment: value}."""
     changes = {env: abs(value - per["base"][env]) for env, value in per["policy"].items() if env in per["base"]}
     if not changes:
         return ""

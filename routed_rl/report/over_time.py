@@ -24,9 +24,9 @@ def marks(run: RunData) -> list[Mark]:
 
 def line_chart(run: RunData, name: str, title: str, lines: dict[str, pd.Series], label: str, *, level: float | None = None,
                log: bool = False, mean: bool = False) -> Chart:
-    """A picture with a line for each key of `lines`. `name` is its id in the page, and `label` is that of the vertical axis;
-    `level` is a horizontal line, and `log` asks for a logarithmic scale. Long lines are thinned: each point is the mean of a
-    stretch of steps, or, with `mean` false, the last value of the stretch."""
+    """A picture with a line for each key of `lines`. `name` is the id of the picture in the page, and `label` is the text at its
+    vertical axis; `level` is a horizontal line, and `log` asks for a logarithmic scale. Long lines are thinned: each point is the
+    mean of a stretch of steps, or, with `mean` false, the last value of the stretch."""
     thin = {key: thinned(series, POINTS, mean=mean) for key, series in lines.items()}
     ends = sorted(((float(series.iloc[-1]), key) for key, series in lines.items() if len(series)), reverse=True)
     longest = max(lines.values(), key=len)
@@ -52,7 +52,8 @@ def panel_chart(run: RunData, name: str, title: str, grid: dict[str, dict[str, p
 
 
 def stretch(series: pd.Series, points: int, *, mean: bool) -> str:
-    """A sentence on how many steps a point of the thinned line of `series` stands for; empty if each step is a point."""
+    """A sentence on how many steps of `series` one point of its line stands for, if it is thinned to `points` points; empty if it
+    has no more steps than that."""
     if len(series) <= points:
         return ""
     return f" A point is {'the mean' if mean else 'the last'} of up to {-(-len(series) // points)} steps."

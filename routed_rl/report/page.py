@@ -15,7 +15,7 @@ from routed_rl.report.parts import Page, Table
 
 
 def write_page(page: Page, file: Path) -> Path:
-    """Write a page to `file`, in one step; returns that path."""
+    """Write a page to `file`, which is replaced in one step, and return its path."""
     pages = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
                         trim_blocks=True, lstrip_blocks=True)
     filters: dict[str, Any] = pages.filters

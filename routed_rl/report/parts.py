@@ -110,7 +110,7 @@ class Page:
     lead: str = ""
     """The sentence above the picture, if any."""
     alarm: bool = False
-    """Whether these sentences are highlighted as bad news."""
+    """Whether the top of the page is highlighted as bad news."""
     every_s: int | None = None
     """Seconds after which a browser reloads the page; None: never."""
 

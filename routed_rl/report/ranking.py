@@ -19,12 +19,14 @@ UNREADABLE = (pyarrow.ArrowException, OSError, LookupError, ValueError, TypeErro
 
 
 def hardest(files: list[Path], rows: list[dict[str, Any]], count: int, name: str = "") -> tuple[list[dict[str, Any]], str]:
-    """At most `count` completions of `files` that pushed hardest, of the environment `name` or of all (""), and how they were
-    ranked: by their own shift towards the positive persona if it was kept, otherwise by their reward minus their true score.
+    """Return the highest `count` completions of `files` and the name of the ranking. `name` chooses one environment, or all ("").
+    The ranking is by the completion's own shift towards the positive persona if the files have it, otherwise by reward minus true
+    score.
 
-    Completions that were discouraged push as well, but they do not show what is paid for, so they are left out. `rows` are the
-    metrics of the files' steps. `share_of_push` is the share of a completion in the whole shift towards the positive persona by
-    its environment's completions in these steps. Files that cannot be read are reported in one line.
+    Only completions that were paid more than the mean of their group are ranked, because others do not show what is paid for.
+    `rows` are the metrics of the steps in `files`. In a ranking by shift each completion has `share_of_push`, its shift divided
+    by the sum of all shifts towards the positive persona of its environment's completions in `rows`. Files that cannot be read
+    are reported in one line.
     """
     best, unread = dict[str, list[Ranked]](), dict[Path, Exception]()
     for path in files:
@@ -49,20 +51,22 @@ def hardest(files: list[Path], rows: list[dict[str, Any]], count: int, name: str
 
 @dataclass(frozen=True, eq=False)
 class Ranked:
-    """A completion of a file, with the value by which it is ranked."""
+    """A completion, which is row `place` of `table`, and the `value` by which it is ranked."""
 
     value: float
     table: pyarrow.Table
     place: int
 
     def row(self, names: list[str]) -> dict[str, Any]:
-        """These columns of the completion; None for a number that is not known."""
+        """{name: value} for the columns `names` of the completion; the value is None where the file has nan or no such column."""
         row, = self.table.slice(self.place, 1).to_pylist()
         return {name: None if (value := row.get(name)) != value else value for name in names}
 
 
 def _judged(path: Path, name: str) -> dict[str, list[Ranked]]:
-    """For each ranking, the rows of a file that could be scored, of the environment `name` or of all."""
+    """{ranking: completions} with the completions of the file `path` that have a place in a ranking: those that were paid more
+    than the mean of their group, and that have a shift above 0 (`BY_SHIFT`) or a reward and a true score (`BY_GAP`). They are of
+    the environment `name`, or of all ("")."""
     with ParquetFile(path) as file:
         known = [*WANTED, "task", *({"push", "shift"} & {*file.schema_arrow.names})]
         table = file.read(columns=known).select(known)

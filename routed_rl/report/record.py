@@ -9,7 +9,7 @@ from routed_rl.report.parts import Section, Table
 
 
 def commands(run: RunData) -> Section:
-    """The section with the commands that repeat the run, continue it, and begin a new run at one of its earlier steps."""
+    """The section with the commands that repeat the run, continue it, and begin a new run at one of its checkpoints."""
     section = Section("commands", "Repeat the run, go on with it, go back in it")
     section.commands.append(f"{command(*_again(run))}    # the same once more, in a new folder")
     if run.halted:

@@ -9,7 +9,7 @@ Interval = tuple[float, float]
 
 def share_interval(share: float, count: float) -> Interval:
     """Wilson's score interval of a binomial share of `count` draws (Wilson, 1927). For the mean of other numbers from 0 to 1 the
-    interval is at least as wide as necessary, because no such numbers have a larger variance."""
+    interval is wide enough too, because their variance is at most that of a share with the same mean."""
     middle = (share + Z**2 / (2 * count)) / (1 + Z**2 / count)
     half = Z / (1 + Z**2 / count) * math.sqrt(share * (1 - share) / count + Z**2 / (4 * count**2))
     return max(0.0, min(middle - half, share)), min(1.0, max(middle + half, share))
@@ -24,5 +24,6 @@ def difference_interval(first: float, first_count: float, second: float, second_
 
 
 def chance(low: float) -> str:
-    """Words after a difference whose 95 % interval begins at `low`: they say that the difference may be chance; empty above 0."""
+    """Words to put after a difference whose 95 % interval begins at `low`. They say that the difference may be chance, and are
+    empty if `low` is above 0."""
     return "" if low > 0 else ", which may be chance"

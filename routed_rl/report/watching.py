@@ -11,9 +11,9 @@ EVERY_S = 10
 
 
 def watch_report(run: RunFolder, out: Path | None = None, *, every_s: float = EVERY_S) -> Path:
-    """Write the page to `out` again and again, every `every_s` seconds if steps were written since, until no process trains the
-    run any longer. Returns the path of the page. Meanwhile a browser reloads the page by itself. Ctrl-C ends the watching, not
-    the run."""
+    """Write the page to `out` again and again, every `every_s` seconds if the run has written anything in the meantime, until no
+    process trains the run any longer. Returns the path of the page. Meanwhile a browser reloads the page by itself. Ctrl-C ends
+    the watching, not the run."""
     seen = None
     try:
         while is_held(run.path):

@@ -31,12 +31,12 @@ class Leaving:
     environment: str | None = None
     """For a quarantine: the name of the environment whose part alone is written; None for all parts."""
     rest: bool = False
-    """For a quarantine: whether the folder holds only the rest of it, which a deployed model that keeps parts lacks."""
+    """For a quarantine: whether the folder holds only what a deployed model that keeps parts of the quarantine does not keep."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """The facts for a model card: a run, the kind of the folder that is published, the folder with its files, and figures."""
+    """The facts for a model card of `folder`: the run, the kind of model in the folder, and the figures of the run's models."""
 
     run: RunData
     leaving: Leaving
@@ -54,20 +54,21 @@ class Facts:
 
     @property
     def beside(self) -> bool:
-        """Whether the deployed model's LoRA must be active when this quarantine is loaded. It must not if the deployed model
-        keeps parts of the quarantine and is a plain model, because its LoRA is then merged into its weights."""
+        """Whether the deployed model's LoRA must be active beside this quarantine when it is loaded. It must if the run trained a
+        LoRA, unless the deployed model keeps parts of the quarantine and is a whole model, whose weights contain the LoRA."""
         base = (read_object(self.folder / ADAPTER_CONFIG, {"base_model_name_or_path": str}) or {}).get(
             "base_model_name_or_path", "")
         return self.trains_lora and not (self.leaving.rest and (Path(base) / KEPT).exists())
 
     @property
     def adapter(self) -> dict[str, Any]:
-        """The settings of the LoRA that was trained; those of kind `none` if the weights were trained."""
+        """The settings of the LoRA that was trained. Their `kind` is `none` if the weights were trained."""
         return self.run.setting("model", "adapter") or {}
 
     @property
     def base(self) -> str | None:
-        """The name on the hub of the model with which the run began; None if that was a folder or a file."""
+        """The name on the hub of the model with which the run began; None if the model was a folder or a file, or had a LoRA
+        merged into it."""
         return None if self.adapter.get("path") else hub_name(self.run.setting("model", "path", ""))
 
     @cached_property
@@ -80,7 +81,8 @@ class Facts:
 
     @property
     def shares(self) -> dict[str, float]:
-        """For each environment, the share of its part that the folder keeps."""
+        """For each environment, the share of its part of the quarantine that the model in the folder keeps; empty if the folder
+        has no record of kept parts."""
         parts = (read_object(self.folder / KEPT, {"parts": dict[str, dict[str, Any]]}) or {}).get("parts", {})
         return {name: part.get("share") or 0.0 for name, part in parts.items()}
 
@@ -97,8 +99,8 @@ class Facts:
 
     @cached_property
     def subspace(self) -> dict[str, Any]:
-        """The record of where the subspace came from, with the hash of its file and the rank of each layer; empty without a
-        subspace."""
+        """The provenance of the run's subspace, with `sha256`, the hash of its file, and `ranks`, the rank at each layer; empty
+        without a subspace."""
         folder = self.run.path / "subspace"
         shape = {"provenance": dict[str, Any], "quality": {"layers": list[dict[str, Any]]}}
         record = read_object(folder / "subspace.json", shape)

@@ -42,8 +42,8 @@ def write_card(run: RunFolder, folder: Path, leaving: Leaving, results: Results 
 
 
 def _front(facts: Facts) -> str:
-    """The YAML that the hub reads. For the quarantine of trained weights it names no base model, because that is a folder of the
-    run."""
+    """The YAML that the hub reads. For the quarantine of a run that trained the weights, the YAML names no base model: the model
+    to which that adapter belongs is a folder of the run and has no name on the hub."""
     environments: dict[str, Any] = facts.run.config.get("env") or {}
     rows = [str(each.get("dataset") or "") for each in environments.values() if isinstance(each, dict) and not each.get("probe")]
     base = facts.base if facts.trains_lora or facts.leaving.what != QUARANTINE else None
@@ -56,7 +56,8 @@ def _front(facts: Facts) -> str:
 
 
 def _verdict(facts: Facts) -> list[str]:
-    """Sentences on which environment filled the quarantine, what training changed, and what discarding costs."""
+    """The lines of the card's section on the verdict: which environment filled the quarantine, what training changed, and what
+    discarding costs."""
     run, labels = facts.run, facts.labels
     said = [f"The monitor halted the run at step {run.halted['step']}: {plain(run.halted['verdicts'][0]['sentence'])}."
             ] if run.halted else []
@@ -72,7 +73,8 @@ def _verdict(facts: Facts) -> list[str]:
 
 
 def _figures(facts: Facts) -> list[str]:
-    """The table with a row for each environment and metric and a column for each model, and the numbers of completions."""
+    """The lines of the card's section on figures: a table of means with a row for each environment and metric and a column for
+    each model, and with the numbers of completions."""
     if not known(facts.results):
         return []
     models, rows = list(facts.results), []
