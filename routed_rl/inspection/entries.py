@@ -15,7 +15,7 @@ from routed_rl.envs.loading import class_path
 from routed_rl.errors import ConfigError
 
 GLOBAL = "# @package _global_"
-"""The first line of a file of configs/env that also sets other things than `env`."""
+"""The first line of a file of configs/env that also sets settings outside of `env`."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,8 @@ def classes() -> Iterator[tuple[str, str]]:
 
 
 def first_line(path: str) -> str:
-    """The first line of the docstring of the class at `FILE.py:Class`; empty if the class is not in a file here."""
+    """The first line of the docstring of the class at `FILE.py:Class`; empty if the file has no such class, or if `path` is
+    `package.module:Class`."""
     place, _, name = path.rpartition(":")
     if not place.endswith(".py"):
         return ""

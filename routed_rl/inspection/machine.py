@@ -66,7 +66,7 @@ def disk(folder: Path) -> Iterator[Row]:
 
 
 def gpus() -> Iterator[Row]:
-    """A row with the GPUs that torch can use."""
+    """A row for each GPU that torch can use, or one that says that there is none."""
     try:
         import torch
     except ImportError:

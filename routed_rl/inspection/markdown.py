@@ -10,7 +10,8 @@ BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 
 
 def write_block(file: Path, titles: list[str], rows: list[list[str]]) -> None:
-    """Replace the text between the two comments in `file`, or append it at the end if there are none."""
+    """Write a table with the columns `titles` between the two comments in `file`, in place of the present text. If `file` has no
+    such comments, they are appended to it with the table."""
     table = console.markdown_table([*map(_cell, titles)], [[*map(_cell, row)] for row in rows])
     block = "\n".join([BEGIN, *table, END])
     text = file.read_text() if file.exists() else ""

@@ -32,7 +32,7 @@ def headlines_of(found: Found, trained: Collection[str], probes: Collection[str]
 def verdict(found: Found, heads: list[Headline], seeds: int, failed: Collection[str] = (), overrides: Sequence[str] = ()
             ) -> list[str]:
     """The verdict as sentences, the most important first. `heads` are the figures that it is about. The last sentence says what
-    to do next, as a command with the `overrides` that made the runs."""
+    to do next; `overrides` are the settings of the runs, for a command in that sentence."""
     if ROUTED not in found["arms"]:
         return [f"There is no verdict on routing, because no arm is {ROUTED}.",
                 f"Next: the same command with {ROUTED} in --arms too, which goes on from here."]

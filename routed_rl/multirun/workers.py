@@ -25,7 +25,7 @@ Execute = Callable[[Config, list[str]], object]
 """Function that trains one run into `config.out`, from its config and overrides. It must be importable by name. A caller that
 runs jobs elsewhere passes another function."""
 Ended = Callable[[Job, str | None], None]
-"""Function that is called when a job has ended, with the job and its problem, or None."""
+"""Function that is called when a job has ended, with the job and the reason why it failed (None if it succeeded)."""
 Stop = Callable[[Job], str | None]
 """Function that is called every `POLL_S` seconds for each job in progress. It returns the reason to end the job now, or None."""
 POLL_S = 1.0

@@ -103,8 +103,8 @@ class RunData:
 
     @cached_property
     def latest(self) -> tuple[dict[str, dict[str, dict[str, float]]], int | None]:
-        """`models` and None, if the policy was evaluated at the end of the run. If not, the results of the last evaluation during
-        training, and the step of that evaluation."""
+        """If the policy was evaluated at the end of the run: `models`, and None. Otherwise: the results of the last evaluation
+        during training, and the step of that evaluation."""
         steps = [int(self.series(name).index[-1]) for name in self.names if name.startswith("evaluation/")]
         if "policy" in self.models or not steps:
             return self.models, None
