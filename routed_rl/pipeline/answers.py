@@ -12,8 +12,8 @@ from routed_rl.report.answers import read_answers
 
 
 def keep_answers(run: RunFolder, config: EvaluationConfig, model: str) -> Told | None:
-    """A function that adds the first answers of `model`, by environment, to RUN/answers.jsonl in one step. None if `config` asks
-    for no answers."""
+    """A function that gets the first answers of `model` in each environment and adds them to RUN/answers.jsonl in one step. None
+    if `config` asks for no answers."""
     if not config.answers:
         return None
 
@@ -32,8 +32,8 @@ def keep_answers(run: RunFolder, config: EvaluationConfig, model: str) -> Told |
 
 
 def copy_base_answers(source: RunFolder, target: RunFolder) -> None:
-    """Write the base model's answers in the run `source` into the run `target`, which may be the same. The answers of the other
-    models are left out, because they are those of another step."""
+    """Write the base model's answers in the run `source` into the run `target`, which may be the same. The answers of the policy
+    and the deployed model are left out, because in `target` these models are of another step."""
     rows = [row | {"answers": {"base": base}} for row in read_answers(source.answers) if (base := row["answers"].get("base"))]
     if rows:
         write_text(target.answers, "".join(json.dumps(row) + "\n" for row in rows))

@@ -32,7 +32,7 @@ from routed_rl.training.route import bases_of, check_axis, check_routable, route
 
 @dataclass(frozen=True)
 class Parts:
-    """The objects that all verbs need which load a model: config, model, tokenizer and environments."""
+    """The objects that every verb needs if it loads a model: config, model, tokenizer and environments."""
 
     config: Config
     model: PreTrainedModel
@@ -70,7 +70,8 @@ class Parts:
 
     @property
     def max_new_tokens(self) -> int:
-        """The largest number of tokens of a completion in an evaluation: that of a rollout, or TRL's default if it is not set."""
+        """The largest number of tokens of a completion in an evaluation: `trainer.max_completion_length` as in rollouts, or TRL's
+        default, 256."""
         return self.config.trainer.get("max_completion_length", 256)
 
 

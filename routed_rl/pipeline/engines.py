@@ -28,9 +28,9 @@ def check_served(parts: Parts) -> None:
 
 
 def adapters_for(parts: Parts, subspace: Subspace | None) -> Lora | None:
-    """The adapters that the engine must be able to hold. If the weights are trained, this is one adapter, which subtracts the
-    quarantine from them, or None if nothing is routed or if vLLM has no adapter for such writers. If a LoRA is trained, these are
-    the adapters of the policy and of the deployed model. RolloutError if their rank is too large for vLLM."""
+    """The adapters for which the engine must have room. A run that trains the weights needs one adapter, which subtracts the
+    quarantine from them; None if nothing is routed, or if no adapter can subtract it. A run that trains a LoRA needs one for the
+    policy and, if anything is routed, one for the deployed model. RolloutError if their rank is too large for vLLM."""
     ranks = _quarantine_ranks(parts, subspace)
     if parts.adapted is None:
         if not ranks or not _takes_adapter(parts):
@@ -47,8 +47,8 @@ def adapters_for(parts: Parts, subspace: Subspace | None) -> Lora | None:
 
 
 def _takes_adapter(parts: Parts) -> bool:
-    """Whether an adapter in vLLM can subtract the quarantine from trained weights. It cannot from the bias of a writer, which
-    only a quarantine at a subspace has, nor from a Conv1D."""
+    """Whether an adapter in vLLM can subtract the quarantine from trained weights. In mode `labels` this needs that no linear
+    module is a Conv1D; in every other mode, that no writer has a bias."""
     if parts.config.routing.mode == LABELS:
         return not any(isinstance(module, Conv1D) for _, module in linear_modules(parts.model))
     return all(writer.module.bias is None for writer in parts.writers)

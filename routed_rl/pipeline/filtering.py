@@ -1,5 +1,5 @@
-"""The verb `filter` writes the completions of a run that are fit to train on, and in a second file those that are not, with the
-reasons.
+"""The verb `filter` writes the completions of a run that are fit to train on to a file, and the others, each with a reason, to a
+second file.
 
 A filter after the run puts no pressure on the policy. The arm `screen` of `compare` filters in the same way during RL, which
 selects for completions that the detector does not see: that arm is there for contrast, not for protection.
@@ -27,8 +27,9 @@ Line = tuple[Candidate, float | None, str | None]
 
 
 def filter_run(target: str, asked: FilterConfig, out: str, *, force: bool = False) -> Path:
-    """Write those completions of the run `target` that stay to `out`, and those that are left out to a second file beside it.
-    ConfigError if one of the two files exists, unless `force`. The run may still be training."""
+    """Write the completions of the run `target` that are fit to train on to the file `out`, which is returned, and all others to
+    a second file beside it. `asked` chooses the judge. ConfigError if one of the two files exists, unless `force`. The run may
+    still be training."""
     run, kept, gone = RunFolder.open(target), Path(out), Path(out).with_suffix(LEFT_OUT)
     for path in (kept, gone):
         if check_file(path, "--out").exists() and not force:

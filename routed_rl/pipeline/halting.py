@@ -39,8 +39,8 @@ def halt(run: RunFolder, verdicts: list[Verdict], config: Config, tracker: Track
 def describe_halt(run: RunFolder, verdicts: list[Verdict], axis: str | None, monitor: MonitorConfig | None = None,
                   trained: Collection[str] | None = None) -> dict[str, Any]:
     """The record of a halt: its verdicts, the environment and the step to which they point, push and shift of every environment,
-    the last checkpoint before that step, completions, and commands. `axis` is the axis that the monitor watches, and `trained`
-    names the environments that are trained on."""
+    the last checkpoint before that step, the completions that did most to bring the halt about, and commands by which the user
+    can go on. `axis` is the axis that the monitor watches, and `trained` names the environments that are trained on."""
     worst = max(verdicts, key=lambda verdict: verdict.value / max(abs(verdict.limit), 1e-12))
     step, since = worst.step, min(verdict.since for verdict in verdicts)
     rows = [row for row in MetricsFile(run.metrics).rows() if row["step"] <= step]
@@ -72,14 +72,14 @@ def ranked(rows: list[dict[str, Any]], since: int, axis: str | None, named: Sequ
 
 
 def checkpoint_before(run: RunFolder, since: int) -> int:
-    """The last complete checkpoint before step `since`; 0, the base model, if there is none."""
+    """The step of the last complete checkpoint before step `since`; 0, which stands for the base model, if there is none."""
     return max((step for step in run.steps() if step < since and damage(run.checkpoint(step)) is None), default=0)
 
 
 def completions(run: RunFolder, rows: list[dict[str, Any]], name: str, since: int, step: int) -> tuple[list[dict[str, Any]], str]:
     """The completions of the steps `since` to `step` that did most to bring the halt about, and the measure by which they were
-    ranked, see `hardest`. `rows` are the run's metrics. Only completions of the environment `name` count, unless that is
-    empty."""
+    ranked, see `hardest`. `rows` are the run's metrics. Only completions of the environment `name` count; if `name` is empty, all
+    count."""
     files = [path for path in run.completion_files() if since <= step_of(path) <= step]
     return hardest(files, [row for row in rows if since <= row["step"] <= step], COMPLETIONS, name)
 

@@ -57,7 +57,8 @@ def _require_token() -> None:
 
 
 def _folder(source: str, what: str | None, place: Path) -> Path:
-    """The folder to upload: RUN/deployed or another folder as it is, or a folder that is written to `place`."""
+    """The folder to upload. If `source` is no run, this is `source` itself. For a run it is RUN/deployed, or the model `what`,
+    which is written to `place`."""
     if not RunFolder(source).config.exists():
         if not (Path(source) / CARD).exists():
             raise RunFolderError(f"{source} is neither a run nor a folder that `routed-rl discard` or `export` wrote; give one")
@@ -91,8 +92,8 @@ def _sealed(folder: Path) -> Path:
 
 def _files(folder: Path, base: str | None, source: str) -> Files:
     """The sealed files of a folder, or all of its files if its owner has removed the seal to edit the card. The seal itself is
-    not uploaded, because the hub has hashes of its own. An adapter names its base model by its name on the hub, not by a path of
-    this machine."""
+    not uploaded, because the hub has hashes of its own. In the card and settings of an adapter, the path of its base model is
+    replaced by the model's name on the hub, which is `base` if that is given. ConfigError if no such name is known."""
     seal = folder / SEAL
     names = read_json(seal) if seal.exists() else [
         str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]

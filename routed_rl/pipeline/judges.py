@@ -96,7 +96,7 @@ def _scores(rows: Sequence[Candidate], parts: Parts, probe: Probe) -> list[float
 
 def by_subspace(rows: Sequence[Candidate], parts: Parts, asked: FilterConfig) -> Judged:
     """Leave out the completions that shift far along the persona axis of the subspace `asked.subspace`. The score of a completion
-    is its shift in gaps, and the smallest shift over the layers counts. It is measured from the mean of the base model's own
+    is its shift in gaps, of which the smallest over the layers counts. Shifts are measured from the mean of the base model's own
     honest completions in the same environment. The threshold is `asked.max_shift`, or else the shift that a share `fpr` of these
     honest completions exceeds."""
     axis = _Axis(parts, asked)

@@ -34,7 +34,7 @@ Paid = dict[float, list[float | None]]
 
 
 def choose(parts: Parts, router: Router, served: Served | None, kept: dict[str, Kept]) -> None:
-    """Choose the shares in `kept` that are still open, and show the reward at each share that was tried. The model in `parts` and
+    """Choose the shares in `kept` that are still None, and show the reward at each share that was tried. The model in `parts` and
     the router must be in the state of the checkpoint. Afterwards the engine `served` still has the weights of the last trial."""
     fixed = shares_of(kept)
     for loaded in parts.trained:
@@ -47,7 +47,7 @@ def choose(parts: Parts, router: Router, served: Served | None, kept: dict[str, 
 
 
 def choose_at(checkpoint: Path, run: RunFolder, config: Config, kept: dict[str, Kept]) -> None:
-    """Load the model of a run at a checkpoint, and choose the shares in `kept` that are still open."""
+    """Load the model of a run at a checkpoint, and choose the shares in `kept` that are still None."""
     parts, subspace = load_parts(config), Subspace.load(run.subspace)
     with serving(parts, subspace) as served:
         if router := at_checkpoint(checkpoint, parts, run, subspace, served):
@@ -56,8 +56,8 @@ def choose_at(checkpoint: Path, run: RunFolder, config: Config, kept: dict[str, 
 
 def measure_kept(parts: Parts, environments: list[LoadedEnvironment], router: Router, served: Served | None,
                  kept: dict[str, Kept]) -> Results:
-    """Choose the shares in `kept` that are still open, then evaluate the deployed model with the parts that are kept. Returns {}
-    if there are none."""
+    """Choose the shares in `kept` that are still None, then evaluate the deployed model with these shares of the parts. Returns
+    {} if `kept` is empty."""
     if not kept:
         return {}
     choose(parts, router, served, kept)
@@ -99,8 +99,9 @@ def average_paid(found: list[float | None]) -> float:
 
 
 def _try(parts: Parts, router: Router, served: Served | None, loaded: LoadedEnvironment, fixed: dict[str, float]) -> Paid:
-    """Try every share. The tasks differ from those on which models are compared, if there are others, because a share looks
-    better than it is on the tasks by which it was chosen."""
+    """Evaluate the model with each of `SHARES` of the part of `loaded`, and with the shares `fixed` of other parts. The tasks are
+    drawn with another seed than those on which models are compared, because a share looks better than it is on the tasks by which
+    it was chosen."""
     settings, found = parts.config.evaluation, Paid()
     config = dataclasses.replace(settings, samples=max(settings.samples, SAMPLES))
     with console.progress(f"keep {loaded.name}", "completions") as advance:

@@ -72,7 +72,8 @@ def _why_partless(name: str, config: Config, run: RunFolder | None) -> str:
 def decide(run: RunFolder, config: Config, checkpoint: Path, asked: Asked) -> dict[str, Kept]:
     """Decide the share of each part of a checkpoint, and find the objection to keeping it. The share stays None if it is still to
     be chosen. There is an objection if the part moves the stream along the watched axis towards the positive persona, or if that
-    is unknown. For `AUTO` there is also one if the run found that the environment causes such a shift."""
+    is unknown. A share that is `AUTO` also meets an objection if the run found that the environment causes such a shift. An
+    `AUTO` share with an objection becomes 0."""
     axis, step = config.monitor.axis, step_of(checkpoint)
     rows = [row for row in MetricsFile(run.metrics).rows() if row["step"] <= step and shift(row, axis)]
     moved, accused, kept = shift(rows[-1], axis) if rows else {}, causes(run, config), dict[str, Kept]()

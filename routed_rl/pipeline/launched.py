@@ -1,6 +1,6 @@
-"""Trains a run in processes of its own. Everything before and after the training stays in this process.
+"""Trains a run in processes that this process starts. Everything before and after the training is done in this process.
 
-Not covered: evaluation before and after the training in several processes.
+Not covered: several processes for the evaluation before and after the training.
 """
 
 import os

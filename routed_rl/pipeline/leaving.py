@@ -67,9 +67,9 @@ def _base_to_merge(run: RunFolder, out: str, step: int | None, dtype: str | None
 def export(run: str, quarantine: str | None, env: str | None, policy: str | None, step: int | None = None,
            kept: str | None = None, *, merge: bool = False, dtype: str | None = None) -> None:
     """Write models of a run, after `step` or its last step. The quarantine goes to the folder `quarantine` as a stock PEFT
-    adapter, or only the part of environment `env`, or only the rest that is missing in the folder `kept`. The policy goes to the
-    folder `policy` as one plain model, or, if a LoRA was trained and `merge` is false, as one LoRA. A folder that is None is not
-    written. `dtype` is as in `discard`."""
+    adapter, or only the part of environment `env`, or only what is missing in the deployed model in the folder `kept`, which
+    keeps shares of parts. The policy goes to the folder `policy` as one plain model, or, if a LoRA was trained and `merge` is
+    false, as one LoRA. A folder that is None is not written. `dtype` is as in `discard`."""
     opened = RunFolder.open(run)
     if quarantine and policy and Path(quarantine).absolute() == Path(policy).absolute():
         raise ConfigError(f"--quarantine {quarantine} and --policy {policy} are one folder; give two")
@@ -92,7 +92,7 @@ def export(run: str, quarantine: str | None, env: str | None, policy: str | None
 
 
 def _alone_where(run: RunFolder, *outs: str | None) -> AbstractContextManager[None]:
-    """Be the run's only writer if one of the places lies in the run's folder. Otherwise nothing is locked, so that a run in
-    training can be exported."""
+    """A context in which this process is the run's only writer, if one of the folders `outs` lies inside the run's folder.
+    Otherwise nothing is locked, so that a run in training can be exported."""
     inside = any(out and Path(out).absolute().is_relative_to(run.path) for out in outs)
     return alone_in(run.path) if inside else nullcontext()

@@ -22,8 +22,8 @@ Means = dict[str, dict[str, float]]
 
 def measure(parts: Parts, environments: list[LoadedEnvironment], served: Served | None, *, deployed: bool = False,
             title: str | None = None, config: EvaluationConfig | None = None, told: Told | None = None) -> Means:
-    """Evaluate the model in its present state. `title` is the name under which progress is shown; None shows none. `config`
-    replaces the run's settings of evaluation. `deployed` and `told` are as in `scored`."""
+    """Evaluate the model in its present state. `title` is the name under which progress is shown; None shows no progress.
+    `config` replaces the run's settings of evaluation. `deployed` and `told` are as in `scored`."""
     with console.progress(f"evaluate {title}", "completions") if title else nullcontext(None) as advance:
         return evaluate(parts.model, parts.tokenizer, environments, config or parts.config.evaluation, seed=parts.config.seed,
                         max_new_tokens=parts.max_new_tokens, progress=advance, served=served, deployed=deployed,
@@ -49,7 +49,7 @@ def measure_both(parts: Parts, environments: list[LoadedEnvironment], router: Ro
 def curve(parts: Parts, environments: list[LoadedEnvironment], router: Router, served: Served | None, scales: Sequence[float],
           models: Results) -> Results:
     """The results for each of `scales`, by which the quarantine is multiplied, as {text of the scale: results}. `models` holds
-    those of the scales 0 (deployed) and 1 (policy)."""
+    the results for the scales 0 (`deployed`) and 1 (`policy`), which are known already."""
     known, found = {0.0: models["deployed"], 1.0: models["policy"]}, Results()
     for scale in scales:
         if scale in known:

@@ -35,7 +35,8 @@ class Need:
 
 
 def needs(parts: Parts) -> list[Need]:
-    """The memory that one process occupies all the time, and that of its gradients, which it occupies only during the update."""
+    """The memory that one process occupies all the time, and the memory of its gradients, which is occupied only during the
+    update."""
     config, world = parts.config, parts.config.launch.world
     held = trained_by_adapter(parts) if parts.adapted is not None else parts.model.num_parameters()
     states, (weights, how) = _states(config), _weights(parts)
@@ -95,8 +96,8 @@ def _labels(parts: Parts) -> Need:
 
 
 def _routing(parts: Parts) -> list[Need]:
-    """The lines about the quarantine: its parts and their moments, the coefficients and the reference, and the tensors that a
-    step's backward pass writes."""
+    """The lines about routing: the quarantine (parts, their moments, coefficients and `R`), the ledgers and sampled inputs of a
+    step's backward pass, and the bases of the random control."""
     settings, environments, ranks = parts.config.routing, len(parts.trained), [_rank(parts, each) for each in parts.writers]
     inputs = [_shape(writer)[1] for writer in parts.writers]
     entries, width = sum(map(int.__mul__, ranks, inputs)), parts.model.config.get_text_config().hidden_size

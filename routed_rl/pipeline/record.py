@@ -27,7 +27,7 @@ def new_folder(config: Config) -> RunFolder:
 
 
 def require_base(run: RunFolder, config: Config, digest: str) -> None:
-    """Raise CheckpointError unless `digest`, the hash of a base model's weights, is that of the base model with which the run
+    """Raise CheckpointError unless `digest`, the hash of a base model's weights, equals the hash that the run recorded when it
     began."""
     if (was := run.facts().get("model_hash", digest)) != digest:
         raise CheckpointError(f"{config.model.path} is not the base model of {run.path}: its weights are {digest[:12]}, the run "
@@ -60,7 +60,8 @@ def _as_typed(settings: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
 
 
 def dated(config: Config, date: str | None = None) -> Config:
-    """`config` with the date that the run will keep: its own date if it has one, or else `date`, or else the present time."""
+    """`config` with `model.date` filled in, which the run keeps from then on: its own value if it has one, or else `date`, or
+    else the present time."""
     date = config.model.date or date or datetime.now().isoformat(timespec="seconds")
     return dataclasses.replace(config, model=dataclasses.replace(config.model, date=date))
 

@@ -18,8 +18,7 @@ from routed_rl.pipeline import record
 from routed_rl.tracking import MetricsFile
 
 FIXED = ("seed", "model", "subspace", "routing")
-"""Sections of settings on which a checkpoint depends, by its weights, the bases of its subspace, and the parts of its
-quarantine."""
+"""Sections of settings that a rollback cannot change, because the weights, bases and parts in a checkpoint depend on them."""
 LINEAGE = "lineage"
 
 
@@ -72,7 +71,8 @@ def rollback(folder: str, step: int, drop: list[str], forget: bool, overrides: l
 
 
 def alike(was: Config, wanted: Config) -> Config:
-    """The old run's config, except that `routing.practice` is that of the new run, because a checkpoint does not depend on it."""
+    """`was`, the old run's config, with the `routing.practice` of `wanted`, the new run's config. These settings may differ,
+    because a checkpoint does not depend on them."""
     return dataclasses.replace(was, routing=dataclasses.replace(was.routing, practice=wanted.routing.practice))
 
 
@@ -89,8 +89,9 @@ def without(wanted: Config, drop: list[str]) -> Config:
 
 
 def copy_checkpoint(old: RunFolder, new: RunFolder, step: int, fresh: bool, names: tuple[list[str], list[str]] | None) -> None:
-    """Copy the checkpoint of `step` from the old run to the new one. `fresh` prepares it for another mixture. `names` lists the
-    environments whose parts the copy gets: those that are trained on, and others; None keeps the parts as they are."""
+    """Copy the checkpoint of `step` from the old run to the new one. `fresh` drops its buffered completions, which come from
+    another mixture. `names` holds two lists of the environments whose parts the copy gets: those that are trained on, and the
+    others. None keeps the parts as they are."""
     if not fresh and names is None:
         shutil.copytree(old.checkpoint(step), new.checkpoint(step))
         return

@@ -1,4 +1,5 @@
-"""Measures how often a model's completions are flagged by its environments. Axes without names can be chosen by this."""
+"""Measures how often the environments flag a model's completions. The extraction can choose axes that have no names by this
+share."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence

@@ -98,7 +98,8 @@ def _models(parts: Parts, quarantine: Sequence[Part]) -> PolicyWeights | PolicyA
 
 
 def _served(parts: Parts, engine: Engine, wanted: Lora | None) -> Served:
-    """Wrap the engine with the base model, because nothing is routed yet."""
+    """Wrap the engine, which serves the base model until the policy is routed. RolloutError if a server has no room for the
+    adapters `wanted`."""
     if parts.adapted is not None and engine.lora is None:
         assert wanted is not None
         raise RolloutError(f"rollout.urls={parts.config.rollout.urls}: a server there has no room for the adapters of this run; "
@@ -108,7 +109,8 @@ def _served(parts: Parts, engine: Engine, wanted: Lora | None) -> Served:
 
 
 def _sequences(parts: Parts) -> list[list[int]]:
-    """Prompts of the environments in turn, each followed by random tokens."""
+    """The token ids on which the parity check compares the engine with the trainer: prompts of each environment, each followed by
+    random tokens."""
     count = parts.config.rollout.parity.prompts
     share = -(-count // len(parts.environments))
     prompts = [task.prompt for loaded in parts.environments

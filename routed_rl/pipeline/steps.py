@@ -37,7 +37,8 @@ from routed_rl.training.watch import Watch
 def train_steps(parts: Parts, plan: Plan, router: Router | None, served: Served | None, parity: ParityCheck | None,
                 tracker: Tracker) -> int:
     """Train from the newest complete checkpoint to the last step, in this process or in several; returns the step of that
-    checkpoint. Everything that was written after it is removed. Raises `Halted` if the monitor halts."""
+    checkpoint, or 0. Everything that the run wrote after that checkpoint is removed first. Raises `Halted` if the monitor
+    halts."""
     run = plan.run
     newest, skipped = run.last_checkpoint()
     for line in skipped:
@@ -67,7 +68,8 @@ def train_steps(parts: Parts, plan: Plan, router: Router | None, served: Served 
 
 
 def forget_results(run: RunFolder) -> None:
-    """Remove the summary, and the evaluations and answers of the trained models, because they belong to a shorter run."""
+    """Remove the run's summary, and the evaluations and answers of its trained models, because training more steps makes them
+    outdated."""
     run.summary.unlink(missing_ok=True)
     for model in ("policy", "deployed"):
         (run.path / f"evaluation-{model}.json").unlink(missing_ok=True)
@@ -75,8 +77,8 @@ def forget_results(run: RunFolder) -> None:
 
 
 def forget_deployed(run: RunFolder, *, discard: bool) -> None:
-    """Remove the deployed model of a shorter run, which the run itself has written and writes again at its end. If `discard` is
-    false it does not, so that the folder is the user's: it stays, and a line says that it falls behind."""
+    """If `discard` is true, remove RUN/deployed, because the run writes it anew at its end. If `discard` is false, the run does
+    not write this folder, so it stays, and a line says that it holds a model of fewer steps than the run."""
     if not run.deployed.exists():
         return
     if not discard:
@@ -112,7 +114,8 @@ def _watch(config: Config, run: RunFolder) -> Watch:
 
 def _train_here(parts: Parts, plan: Plan, router: Router | None, watch: Watch, newest: Path | None, served: Served | None,
                 parity: ParityCheck | None, tracker: Tracker | None = None) -> None:
-    """Train in this process, alone or as one of several. A signal stops it after a checkpoint."""
+    """Train in this process, alone or as one of several. A signal stops the training after a checkpoint; Stopped is raised
+    then."""
     with console.progress("train", "steps") as advance, STOP.stepping():
         trainer = build_trainer(plan, parts.learner, parts.tokenizer, parts.trained, router, watch=watch,
                                 callbacks=[Telling(advance, tracker)], fresh_from=fresh_from_step(plan.run), served=served,

@@ -20,8 +20,8 @@ Results = dict[str, dict[str, dict[str, float]]]
 
 
 def attribution(run: RunFolder, router: Router, axis: str | None = None) -> dict[str, dict[str, Any]]:
-    """For each environment, from the last row of the ledger, the norm and the share of its part, and its push and persona shift
-    so far; `shift` is along `axis`, which the monitor judges (None: the first)."""
+    """Map each environment to its `push` so far and to entries of the ledger's last row: `norm` and `share` of its part, and the
+    `shifts` of the persona by axis. `shift` is the one along `axis`, which the monitor judges (None: the first axis)."""
     rows = [row for row in MetricsFile(run.metrics).rows() if "quarantine/norm" in row]
     found = {}
     for name in router.quarantine.environments:
@@ -44,7 +44,8 @@ def seconds_before(run: RunFolder, step: int) -> float:
 @torch.no_grad()
 def routing_summary(run: RunFolder, router: Router, base: dict[str, Any]) -> dict[str, Any]:
     """The entry `routing` of summary.json: mode, ranks, the means over the run of the routed fraction and of the random controls,
-    and the quarantine's share.
+    and `quarantine_share`, the share of the quarantine in the energy of all changes. In mode `labels` only mode, rank and the
+    quarantine's norm.
 
     `base` maps the name of each target to its weights at the start. The norm ‖ΔW‖ of the retained change over all targets is
     computed from them.
@@ -94,8 +95,8 @@ def training_failures(run: RunFolder) -> list[str]:
 
 def sentence(models: Results, blame: dict[str, dict[str, Any]], environments: list[LoadedEnvironment],
              mode: str = "route", kept: dict[str, float] | None = None, who: Blame | None = None) -> str:
-    """One sentence that says what training raised, which environments pulled the stream (or shifted it, if the run has no
-    evidence), what discarding the quarantine costs, and what keeping shares of it changes. `blame` is the result of
+    """One sentence that says which flag training raised most, which environments pulled the stream (or shifted it, if the run has
+    no evidence), what discarding the quarantine costs, and what keeping shares of the parts changes. `blame` is the result of
     `attribution`, `kept` maps environments to the shares that are kept, and `who` is the finding about the environments'
     evidence."""
     labels = {loaded.name: loaded.label for loaded in environments}
@@ -141,8 +142,8 @@ def next_commands(run: RunFolder, config: Config, overrides: list[str]) -> list[
 
 
 def publish(run: RunFolder, tracker: Tracker, config: Config) -> None:
-    """Write the report, if the settings ask for it. A failure is only shown in one line, because the report can be made again
-    from the run's files."""
+    """Write the report and give it to the tracker, if `tracking.report` is true. An error in this is only shown in one line,
+    because the report can be made again from the run's files."""
     if not config.tracking.report:
         return
     console.say("drawing the report")

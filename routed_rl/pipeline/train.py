@@ -46,7 +46,7 @@ from routed_rl.training.route import check_axis
 from routed_rl.training.trials import try_out
 
 OF_A_RUN = ("every", "during_samples", "scales", "answers")
-"""Settings of `evaluation` that do not change the result of a model's evaluation."""
+"""Settings of `evaluation` that do not change a model's results."""
 FIXED_ON_RESUME = ("seed", "model", "subspace", "routing", "baseline", "env")
 
 
@@ -120,8 +120,8 @@ def described(config: Config, run: RunFolder) -> None:
 
 
 def check_names(config: Config, run: RunFolder, before: RunFolder | None = None) -> None:
-    """ConfigError if a setting names an environment that the run does not train on. `before`: the run from which this one goes
-    on, if it is another."""
+    """ConfigError if a setting names an environment that the run does not train on. `before` is the earlier run from whose
+    checkpoint `run` begins, in a rollback."""
     check(config, config.keep, "keep.", run if run.manifest.exists() else None)
     begun = before or run
     was = record.read_config(begun).monitor if begun.config.exists() else None
@@ -131,8 +131,8 @@ def check_names(config: Config, run: RunFolder, before: RunFolder | None = None)
 
 def prepared(config: Config, run: RunFolder, before: RunFolder | None = None, *, account: bool = False) -> tuple[Parts, Plan]:
     """Load the objects of a run and check everything that can be checked before anything is written, so that a refused command
-    changes nothing. The plan is shown; `account` shows its memory line by line. `before` is another run, whose subspace is
-    used."""
+    changes nothing. The plan is shown; `account` shows its memory line by line. `before` is the earlier run of a rollback, whose
+    subspace is used."""
     transformers_logging.set_verbosity_error()
     check_names(config, run, before)
     plan, parts = make_plan(config, run), load_parts(config)

@@ -114,8 +114,9 @@ def evaluate(target: str, envs: list[str] | None, json_file: str | None, config:
 
 def _run_models(parts: Parts, run: RunFolder, chosen: list[LoadedEnvironment], step: int | None,
                 keep: Asked) -> tuple[summary.Results, summary.Results, dict[str, float]]:
-    """Evaluate base model, policy and deployed model of a complete checkpoint, also with parts that are kept. Returns the results
-    by model, those by scale of the quarantine, and the shares that were kept."""
+    """Evaluate the base model, and the policy and the deployed model of a complete checkpoint; with `keep`, also the deployed
+    model with these shares of parts. Returns the results by model, the results by scale of the quarantine, and the shares that
+    were kept."""
     folder = run.require_checkpoint(step)
     subspace = Subspace.load(run.subspace) if run.subspace.exists() else None
     with serving(parts, subspace) as served:
