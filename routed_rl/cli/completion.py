@@ -55,8 +55,8 @@ def _values(option: Option, before: list[str], word: str) -> list[str]:
 
 
 def settings(before: list[str], word: str) -> list[str]:
-    """The names of settings that begin with `word`, each up to its next dot, as a shell shows folders; if `word` is `KEY=` and
-    more, the known values of this setting. `before` has the earlier words of the command line."""
+    """The names of settings that begin with `word`, each up to its next dot, as a shell shows folders; if `word` begins with
+    `KEY=`, the known values of that setting. `before` has the earlier words of the command line."""
     key, equals, _ = word.partition("=")
     types, groups = declared_types(Config), _groups()
     if equals:

@@ -90,7 +90,8 @@ def hydra_text(value: Any) -> str:
 
 
 def quoted(text: str) -> str:
-    """A text in quotes, as Hydra reads it: a backslash stands for itself, unless quotes follow, and so does a line break."""
+    """A text in double quotes, as Hydra reads it. Quotes in the text are escaped, and backslashes that stand before quotes or at
+    the end of the text are doubled. All other backslashes, and line breaks, stay as they are."""
     return f'"{re.sub(BEFORE_QUOTES, lambda found: 2 * found[1] + BACKSLASH * bool(found[2]) + found[2], text)}"'
 
 
@@ -100,8 +101,8 @@ BEFORE_QUOTES = r'(\\*)("|\Z)'
 
 
 def _absolute(name: str, path: Any) -> Any:
-    """The value of a setting that names a file or folder, as an absolute path. An environment is `FILE.py:CLASS`, or a name that
-    is no file; its dataset may be a name on the Hub."""
+    """`path`, the value of the setting `name`, as an absolute path if the setting names a file or folder, otherwise unchanged. An
+    environment is `FILE.py:CLASS`, or a name that is no file; its dataset may be a name on the Hub."""
     if name == "out" and path is not None:
         return os.path.expanduser(path)  # it need not exist, and a name of the package's data means nothing here
     if not isinstance(path, str) or not PATHS.fullmatch(name) or (name == "subspace.target" and path == AxesConfig().target):
@@ -117,7 +118,8 @@ def _absolute(name: str, path: Any) -> Any:
 
 
 def _checked(text: str, folder: Path) -> str:
-    """Check an override and return it in the form that Hydra gets. ConfigError for a mistake that can be seen already."""
+    """Check an override and return it in the form that Hydra gets. ConfigError for a mistake that can be seen before Hydra
+    composes the settings."""
     if text.startswith("=") or ("=" not in text and not text.startswith("~")):
         raise ConfigError(f"{text!r} is no setting; write KEY=VALUE, such as subspace.rank=6")
     if text.startswith(("env.", "+env.", "++env.")) and "" in text.partition("=")[0].split("."):
@@ -168,7 +170,8 @@ def _check_choice(override: Override, group: Path, name: str) -> None:
 
 
 def _check_name(key: str) -> None:
-    """ConfigError for a setting that does not exist. It first suggests a setting of the same name in another section."""
+    """Raise ConfigError for a setting that does not exist. The message suggests a setting of the same name in another section, or
+    else the nearest name."""
     known = declared_types(Config)
     if key in known or key.startswith(FREE):
         return
@@ -191,7 +194,8 @@ of its settings."""
 
 
 def _typed(composed: DictConfig) -> Config:
-    """`composed` as a `Config`: every value has the type that its field declares, and paths are absolute from here."""
+    """`composed` as a `Config`: every value has the type that its field declares, and paths relative to the current folder become
+    absolute."""
     plain: Any = None
     written: Any = OmegaConf.to_container(composed, resolve=False)
     try:
@@ -221,8 +225,8 @@ def _typed(composed: DictConfig) -> Config:
 
 @functools.cache
 def _structure() -> DictConfig:
-    """Every setting with its declared type, into which settings are merged. It is made once, because that takes a third of the
-    time of composing."""
+    """Every setting with its declared type; the user's settings are merged into it. It is made once, because making it takes a
+    third of the time of `compose`."""
     return OmegaConf.structured(Config)
 
 
@@ -232,8 +236,8 @@ environment variables are resolved at once."""
 
 
 def _with_references(written: Any, found: Any, texts: dict[str, Any]) -> Any:
-    """`found`, the resolved form of `written`, in which references to variables are put back. `${another.setting}` counts as such
-    a reference if the value of that setting is one."""
+    """`found`, the resolved form of `written`, in which references to environment variables are put back. `${another.setting}` is
+    replaced by the reference if that setting's text in `texts` is one."""
     if isinstance(written, dict):
         return {key: inner if key in AT_ONCE else _with_references(written[key], inner, texts) for key, inner in found.items()}
     if isinstance(written, list):

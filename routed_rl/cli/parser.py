@@ -1,4 +1,4 @@
-"""The command line of one verb: its parser is made from the row of the table of verbs, and its action is called."""
+"""Runs the command line of one verb: makes a parser from the verb's entry in `VERBS`, and calls the verb's action."""
 
 import argparse
 import difflib
@@ -11,7 +11,7 @@ from routed_rl.cli.words import PLACE, at_home
 from routed_rl.errors import ConfigError
 
 GIVEN = "given_once"
-"""The attribute of parsed arguments that holds the values of the options so far."""
+"""The attribute of the parsed arguments that maps each option given so far to its value."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -20,7 +20,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Once(argparse.Action):
-    """Stores the value of an option, and refuses a second value, because only one of them could count."""
+    """Stores the value of an option, and refuses the option if it is given twice, because only one value could count."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any,
                  option_string: str | None = None) -> None:

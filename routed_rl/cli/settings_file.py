@@ -65,5 +65,6 @@ def _settings(found: dict[Any, Any], prefix: str = "") -> Iterator[str]:
 
 
 def _is_bare(value: Any) -> bool:
-    """Whether a value needs no quotes, as the name of a group's choice must not."""
+    """Whether a value is a plain word, which is written without quotes. The name of a group's choice must be written without
+    quotes."""
     return isinstance(value, str) and PLAIN.fullmatch(value) is not None and value.lower() not in WORDS

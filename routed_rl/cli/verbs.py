@@ -44,8 +44,8 @@ RATES = option("--rates", metavar="R[,R]", help="learning rates of the attacks; 
 
 @dataclass(frozen=True)
 class Verb:
-    """One verb. `says` is the first line on the screen, or empty for none. The function that has the name of the verb, in
-    `module`, does the work."""
+    """One verb. `says` is the first line that the verb shows on the screen; empty if it shows none. The function of the verb's
+    name in `module` is its action."""
 
     help: str
     options: tuple[Option, ...]

@@ -36,8 +36,8 @@ class _Counter:
         threading.Thread(target=self._count, daemon=True).start()
 
     def end(self) -> None:
-        """End the line as it is. In a process that was forked meanwhile nothing happens, because the line belongs to its
-        parent."""
+        """Stop counting and end the line. In a forked process this does nothing, because the line belongs to the parent
+        process."""
         if self.ended.is_set() or os.getpid() != self.process:
             return
         with self.lock:

@@ -16,8 +16,8 @@ PLACE = re.compile(r"DIR|FILE|RUN")
 
 
 def at_home(text: str) -> str:
-    """The value of an option that names files or folders, with the home folder in place of `~`. A shell replaces `~` only where a
-    word begins with it, which it does not in --out=~/x, in NAME=DIR and in RUN,RUN."""
+    """The value of an option that names files or folders, with the home folder in place of `~`. A shell replaces `~` only at the
+    beginning of a word, so not in --out=~/x, not in NAME=~/x, and not behind the comma of RUN,~/RUN."""
     return HOME.sub(lambda _: os.path.expanduser("~"), text)
 
 
@@ -27,7 +27,8 @@ def names(lists: list[str] | None) -> list[str] | None:
 
 
 def numbers(option: str, text: str, kind: type[Number], example: str) -> list[Number]:
-    """The numbers in `text`, the value N[,N] of `option`. ConfigError if one is no number; it shows `example`, a valid value."""
+    """The numbers in `text`, the value N[,N] of `option`. ConfigError if one is no number; the message shows `example`, a valid
+    value."""
     try:
         return [kind(number) for number in text.split(",") if number]
     except ValueError:
@@ -55,8 +56,8 @@ def shares(given: list[str] | None) -> dict[str, float | str]:
 
 
 def refuse_fixed(overrides: list[str], fixed: dict[str, str]) -> None:
-    """ConfigError for an override of a setting in `fixed`, which maps settings to what gives their value in this command, because
-    the override would do nothing."""
+    """Raise ConfigError for an override of a setting whose value the command takes from elsewhere, because the override would do
+    nothing. `fixed` maps each such setting to the words that give its value, such as `--out DIR`, for the message."""
     for text in overrides:
         if (by := fixed.get(text.partition("=")[0].lstrip("+"))) is not None:
             raise ConfigError(f"{text} does nothing here, because {by} says it; leave {text} out")
