@@ -18,11 +18,11 @@ def export_quarantine(run: RunFolder, out: Path, environment: str | None = None,
     wrote; with it, write only the rest of the quarantine, which is missing in that folder. `finish` changes the new folder before
     it is sealed.
 
-    The deployed model with this adapter on it, `PeftModel.from_pretrained(deployed, out)`, has the policy's logits; if `kept` was
-    given, the model in `kept` with the adapter has them. `lora_A` holds the coefficients C (K, N), `lora_B` the matrix (D, K) by
-    which they are multiplied, and every alpha equals its rank. For a run that trained a LoRA, the adapter belongs to the base
-    model and must be active together with the deployed LoRA, unless `kept` is a plain model into which that was merged. Targets
-    of rank 0 are left out. In modes other than `route` the parts do not sum to the whole.
+    The deployed model with this adapter on it, `PeftModel.from_pretrained(deployed, out)`, has the policy's logits. If `kept` is
+    given, the adapter goes on the model in `kept` instead. `lora_A` holds the coefficients C (K, N), `lora_B` the matrix (D, K)
+    by which they are multiplied, and every alpha equals its rank. For a run that trained a LoRA, the adapter belongs to the base
+    model and must be active together with the deployed LoRA, unless `kept` is a plain model into which the deployed LoRA was
+    merged. Targets of rank 0 are left out. In modes other than `route` the parts do not sum to the whole.
     """
     checkpoint = run.require_checkpoint(step)
     shares = {environment: 1.0} if environment else _missing_in(kept, checkpoint) if kept else None
@@ -39,7 +39,8 @@ def export_quarantine(run: RunFolder, out: Path, environment: str | None = None,
 
 
 def _is_deployed(folder: Path, checkpoint: Path) -> bool:
-    """Whether a folder holds the deployed model of this checkpoint, and neither that of another step nor one that keeps parts."""
+    """Whether a folder holds the deployed model of this checkpoint. A model of another step, or one that keeps shares of parts,
+    does not count."""
     ours, theirs = (read_object(place / SEAL, {}) or {} for place in (checkpoint, folder))
     weights = {name for name in ours if fnmatch(name, "model*.safetensors")}
     return bool(weights) and not (folder / KEPT).exists() and all(ours[name] == theirs.get(name) for name in weights)

@@ -40,6 +40,6 @@ def _cast_file(file: Path, kind: torch.dtype) -> int:
 
 
 def _renamed(settings: dict[str, Any], dtype: str) -> dict[str, Any]:
-    """A copy of a model's settings in which every entry for a dtype, at any depth, is `dtype`."""
+    """A copy of the content of config.json in which every entry named in `NAMES`, at any depth, is `dtype`."""
     return {key: _renamed(value, dtype) if isinstance(value, dict) else dtype if key in NAMES else value
             for key, value in settings.items()}

@@ -1,5 +1,6 @@
-"""Writes a stock PEFT LoRA that is composed of the retained change of a checkpoint's own LoRA and the quarantine. Every alpha
-equals its rank, so any scaling is inside the factors. Shape letters: D stream width, K rank of a target, N input width."""
+"""Writes a stock PEFT LoRA that joins the LoRA of a checkpoint, which is the retained change, with the quarantine. Every alpha
+equals its rank, so any scaling is inside the matrices of the LoRA. Shape letters: D stream width, K rank of a target, N input
+width."""
 
 from pathlib import Path
 
@@ -14,11 +15,11 @@ from routed_rl.model.adapter import write_adapter
 from routed_rl.model.base import WRAPPED
 
 Factors = dict[str, tuple[Tensor, Tensor]]
-"""For each module, the factor up (D, rank) and the factor down (rank, N) of a LoRA."""
+"""For each module, the matrices `lora_B` (D, rank) and `lora_A` (rank, N) of a LoRA."""
 
 
 def retained(checkpoint: Path) -> tuple[Factors, str]:
-    """The LoRA of a checkpoint, with its scaling in the up factors, and the path of its base model."""
+    """The LoRA of a checkpoint, by module, with its scaling multiplied into `lora_B`, and the path of its base model."""
     config, tensors = PeftConfig.from_pretrained(str(checkpoint)), load_file(checkpoint / ADAPTER)
     assert isinstance(config, LoraConfig), f"{checkpoint} has an adapter that this program did not write"
     scaling = config.lora_alpha / (config.r**0.5 if config.use_rslora else config.r)
@@ -30,7 +31,7 @@ def retained(checkpoint: Path) -> tuple[Factors, str]:
 
 def write_lora(folder: Path, own: Factors, targets: list[StoredTarget], base: str, *, transposed: bool) -> None:
     """Write the LoRA `own` and the coefficients of `targets` to `folder` as one adapter on the model at `base`. If a module has
-    both, its rank is the sum of both ranks. `transposed` says that the model stores its weights as (input, output), as GPT-2
+    both, its rank is the sum of both ranks. `transposed` says whether the model stores its weights as (input, output), as GPT-2
     does."""
     has_bias = any(target.bias_K is not None for target in targets)
     pieces: dict[str, list[tuple[Tensor, Tensor]]] = {name: [factors] for name, factors in own.items()}

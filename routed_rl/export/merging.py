@@ -15,9 +15,9 @@ from routed_rl.model.load import write_generation_config
 
 def merged(write: Callable[[Path, Finish], Path], out: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
            finish: Finish | None = None) -> Path:
-    """Write the base model, with a LoRA merged into it, to `out` as one stock model. `write` makes the LoRA: it gets a path to
-    write to and a `Finish`. `model` is the base model, which is changed in place; `finish` changes the new folder before it is
-    sealed."""
+    """Write a base model, with a LoRA merged into it, to `out` as one stock model. `write` makes the LoRA: it gets a path to
+    write to and a `Finish`, and returns the path of the LoRA. `model` is the base model, which is changed in place. `finish`
+    changes the folder that becomes `out` before it is sealed."""
     steps: list[int] = []
     with TemporaryDirectory(prefix="routed_rl-") as place:
         adapter = write(Path(place) / "adapter", lambda _, step: steps.append(step))

@@ -1,4 +1,4 @@
-"""Exports one stock model whose weights are changed: the deployed model with shares of environments' parts, or the policy."""
+"""Exports a model into which the quarantine is merged: the deployed model with shares of environments' parts, or the policy."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -43,8 +43,8 @@ def merged_policy(run: RunFolder, out: Path, step: int | None = None, finish: Fi
 
 
 def _copy_merged(checkpoint: Path, folder: Path, targets: list[StoredTarget]) -> None:
-    """Copy the stock files, and merge the coefficients of `targets` into their weights or add them to the factors of their
-    LoRA."""
+    """Copy the stock files, and add the quarantine of `targets` to them: to the weights and biases, or, for a checkpoint with a
+    LoRA, to the LoRA."""
     copy_stock_files(checkpoint, folder)
     if is_lora(checkpoint):
         if targets := [target for target in targets if target.write_DK.shape[1]]:

@@ -17,7 +17,7 @@ made."""
 
 def publish(out: Path, fill: Callable[[Path], None], finish: Finish | None = None, step: int = 0) -> Path:
     """Fill a new folder with `fill`, change it with `finish`, seal it and move it to `out`. `finish` also gets `step`. If `out`
-    exists with the same content (model cards aside), it stays as it is; RunFolderError if it has any other content."""
+    exists with the same content, except for the model card, it stays as it is; RunFolderError if it has any other content."""
     out = Path(out).absolute()
     fresh = out.with_name(f".{out.name}.new")
     with alone_making(out):
@@ -37,8 +37,8 @@ def publish(out: Path, fill: Callable[[Path], None], finish: Finish | None = Non
 
 
 def refuse_foreign(out: Path, sealed: dict[str, Any] | None = None) -> None:
-    """Raise RunFolderError if `out` exists and was not written by `publish`. With `sealed`, the content of a seal, raise it also
-    if the seal of `out` has other hashes, model cards aside."""
+    """Raise RunFolderError if `out` exists and was not written by `publish`. With `sealed`, the content of a seal, raise this
+    error also if the seal of `out` has other hashes, except for the model card."""
     if not _is_taken(out):
         return
     if not out.is_dir() or broken_seal(out) or (sealed and _without_card(read_json(out / SEAL)) != _without_card(sealed)):

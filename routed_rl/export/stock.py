@@ -17,7 +17,7 @@ def discard(run: RunFolder, out: Path, step: int | None = None, finish: Finish |
     """Write the deployed model to `out`: the stock files of a checkpoint (default: the last), without the quarantine. `finish`
     changes the folder before it is sealed.
 
-    The function may be called again for the same `out`. RunFolderError if `out` holds anything else.
+    If `out` holds this model already, it stays as it is. RunFolderError if `out` holds anything else.
     """
     checkpoint = run.require_checkpoint(step)
     return publish(out, lambda folder: copy_stock_files(checkpoint, folder), finish, step_of(checkpoint))

@@ -27,8 +27,8 @@ class StoredTarget:
     """Index of the weight in its tensor, if one tensor holds the weights of all experts of a mixture; None if the weight is the
     whole tensor."""
     mixture: str | None
-    """For an expert of a mixture of experts, the name of the parameter that holds the writers of all its experts; None for a
-    plain writer."""
+    """If the target is one expert of a mixture of experts, the name of the parameter that holds the writers of all experts; None
+    for a plain writer."""
     write_DK: Tensor
     coefficients_KN: Tensor
     """Coefficients of the weight, without those of the bias."""
