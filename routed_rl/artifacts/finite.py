@@ -1,4 +1,5 @@
-"""Finds a tensor of a folder that is not finite. torch is imported only for that, since reading reports does not need it."""
+"""Finds a tensor in a folder that is not finite. torch is imported only when a folder is searched, because commands that only
+read reports do not need it."""
 
 import pickle
 from collections.abc import Iterator

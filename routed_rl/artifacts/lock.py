@@ -20,7 +20,7 @@ from routed_rl.artifacts.place import check_above
 from routed_rl.errors import RunFolderError
 
 LOCK = ".lock"
-"""The file that marks a folder as being written; its text says by which process."""
+"""The name of the file that marks a folder as being written. Its text says which process is writing."""
 
 
 def alone_in(folder: Path) -> AbstractContextManager[None]:
@@ -30,8 +30,8 @@ def alone_in(folder: Path) -> AbstractContextManager[None]:
 
 
 def alone_making(path: Path) -> AbstractContextManager[None]:
-    """As `alone_in`, for a file or folder that does not exist yet and is put in place in one step: the lock file lies beside
-    it."""
+    """As `alone_in`, but for a file or folder `path` that is put in place in one step and may not exist yet. So the lock file
+    lies beside `path`."""
     there = path.absolute()  # `.` has no name
     return _holding(there.with_name(f".{there.name}{LOCK}"), path)
 

@@ -32,8 +32,8 @@ class RunFolder:
         check_above(self.path, f"out={self.path}")
 
     def _names(self, *, of_others: bool = False) -> set[str]:
-        """The names in the folder. `of_others` leaves out the lock file, and the files of a command that was killed while it
-        began."""
+        """The names in the folder. With `of_others`, the lock file and the files of a command that was killed while it began a
+        run are left out."""
         names = {path.name for path in self.path.iterdir()}
         begun = ("overrides.txt", "manifest.json", "config.yaml") if {LOCK, "config.yaml"} & names == {LOCK} else ()
         return {name for name in names if name != LOCK and not name.lstrip(".").startswith(begun)} if of_others else names
@@ -46,7 +46,8 @@ class RunFolder:
         return f"`{' '.join([command('resume', self.path), *changes])}`"
 
     def abandon_if_empty(self) -> None:
-        """Remove the folder of a run that was refused before it had any result. A link to a folder stays, and its files go."""
+        """Remove the folder of a run that was refused before it had any result. If the path is a link to a folder, the files in
+        that folder are removed, but the folder and the link stay."""
         if self._names() <= {LOCK, "config.yaml", "overrides.txt", "manifest.json"}:
             for file in self.path.iterdir():
                 file.unlink()
@@ -86,8 +87,8 @@ class RunFolder:
     report = property(lambda self: self.path / "report.html")
 
     def base_for(self, path: str) -> str:
-        """The path of the model on which this run's LoRA stands. `path`: that of the model with which the run began. A run that
-        began from another LoRA has stored the sum of the two as its base."""
+        """The path of the base model to which this run's LoRA belongs. This is `path`, the model with which the run began, unless
+        the run began by merging another LoRA into it: then it is RUN/base, which holds the merged model."""
         return str(self.base) if self.base.exists() else path
 
     def settings(self) -> dict[str, Any]:
@@ -102,8 +103,8 @@ class RunFolder:
         return found
 
     def typed(self, text: str) -> list[str]:
-        """The overrides that a user typed, from `text`, the content of overrides.txt. A value may have line breaks in it, so the
-        list in manifest.json is returned if it says the same."""
+        """The overrides that a user typed, from `text`, the content of overrides.txt. If the list in manifest.json gives the same
+        text, that list is returned, because a value may contain line breaks; otherwise the lines of `text`."""
         known = (read_object(self.manifest, {"overrides": list[str]}) or {}).get("overrides")
         return known if known and "".join(f"{each}\n" for each in known) == text else text.splitlines()
 
@@ -151,8 +152,8 @@ class RunFolder:
         return None, skipped
 
     def require_checkpoint(self, step: int | None = None) -> Path:
-        """The folder of the checkpoint of `step`. Without a step, the folder of the newest complete checkpoint, and one line is
-        printed for each damaged checkpoint that was skipped. CheckpointError if there is none."""
+        """The folder of the checkpoint of `step`. If `step` is None, the folder of the newest complete checkpoint; one line is
+        printed for each damaged checkpoint that was skipped. CheckpointError if there is no such complete checkpoint."""
         if step is not None:
             if problem := damage(self.checkpoint(step)) if step in self.steps() else "there is none":
                 whole = ", ".join(str(each) for each in self.steps() if damage(self.checkpoint(each)) is None) or "none"

@@ -1,5 +1,5 @@
-"""Writes and reads files and folders that are either complete or absent: JSON, sealed folders. Nothing here depends on their
-content."""
+"""Writes and reads files and folders that are either complete or absent: JSON, sealed folders. This module does not depend on
+what they contain."""
 
 import hashlib
 import json
@@ -22,10 +22,11 @@ CARD = "README.md"
 """The model card of a folder that users publish."""
 
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+"""The files of a stock PEFT adapter."""
+
 KEPT = "kept.json"
 """The file in the folder of a deployed model that keeps shares of environments' parts. It records which shares are kept, why, and
-from which quarantine they are."""
-"""The files of a stock PEFT adapter."""
+the hash of the quarantine from which they were taken."""
 
 LARGEST = 2**26
 """The largest size of a JSON record that `read_object` reads, in bytes."""
@@ -54,7 +55,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace `path` by `text` in one step; RunFolderError for a folder, and if another process does so at the same moment."""
+    """Write `text` to the file `path`, replacing it in one step. RunFolderError if `path` is a folder, or if another process is
+    writing it at the same moment."""
     if path.is_dir():
         raise RunFolderError(f"{path} is a folder; give a file")
     with alone_making(path), replacing(path) as partial:
@@ -62,7 +64,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Replace `path` by `data` as JSON in one step; CheckFailed for nan and infinities, which not every reader accepts."""
+    """Write `data` as JSON to the file `path`, replacing it in one step. CheckFailed for nan and infinities, which not every
+    reader of JSON accepts."""
     if found := _not_finite(data):
         raise CheckFailed(f"{path} is not written, since {found} is not finite; see where metrics.jsonl has the first such one")
     write_text(path, json.dumps(data, indent=2, allow_nan=False) + "\n")
@@ -139,7 +142,8 @@ def _remove(path: Path) -> None:
 
 
 def _share(path: Path, folder: Path) -> None:
-    """Let those read and write a file of a folder whom the user's umask lets: safetensors writes files for the owner alone."""
+    """Give the file `path` the read and write permissions of `folder`, which follow the user's umask. Safetensors writes files
+    that only their owner may read."""
     if path.is_file() and folder.is_dir():
         mode = path.stat().st_mode
         if (wanted := mode | folder.stat().st_mode & 0o666) != mode:
