@@ -1,7 +1,7 @@
 """Starts the processes of a run on one machine, in the way of torchrun: they find each other by MASTER_ADDR and MASTER_PORT.
 
-Signals are passed on to them. If one of them fails, all are ended, and the error message of the failed process is raised here.
-The first process writes to the screen, the others write to files. Not covered: restarts; use `resume`.
+Signals are passed on to the processes. If one of them fails, all are ended, and the error message of the failed process is raised
+here. The first process writes to the screen, the others write to files. Not covered: restarts; use `resume`.
 """
 
 import math
@@ -23,7 +23,8 @@ from routed_rl.web import free_port
 
 POLL_S = 0.2
 SETTLE_S = 5.0
-"""Seconds that are granted to a process to report its own error, if another process has failed because it lost contact."""
+"""Seconds that the other processes have to report their own errors after one has failed. The first to fail may only have lost
+contact with the process that caused the failure."""
 END_S = 30.0
 """Seconds for the other processes to end after one has failed."""
 TOLD = ("error: ", "stopped: ", "halted: ")
@@ -33,11 +34,11 @@ Processes = list[subprocess.Popen[bytes]]
 
 def run_processes(command: list[str], launch: LaunchConfig, folder: Path, node: int = 0, address: str = "127.0.0.1") -> None:
     """Run `command` in `launch.processes` processes on this machine, which is node number `node` of `launch.nodes`, and wait for
-    their end. `address` is that of the first node. The output of all processes but the first goes to files in a new folder inside
-    `folder`, and so does everything that a process writes to stderr.
+    their end. `address` is that of the first node. The stderr of every process, and the stdout of every process but the first, go
+    to files in a new folder inside `folder`.
 
-    Raises the error that the first failed process reported: RoutedRLError, CheckFailed or Stopped; LaunchError if it was killed,
-    ChildProcessError if it is a bug.
+    Raises the error that the first failed process reported: RoutedRLError, CheckFailed or Stopped; LaunchError if the process was
+    killed, ChildProcessError if a bug ended it.
     """
     first, port = node * launch.processes, launch.port if launch.nodes > 1 else free_port()
     logs = folder / f"{datetime.now().strftime('%Y-%m-%d-%H%M%S-%f')}-node{node}"
@@ -105,8 +106,8 @@ def wait_for(command: list[str]) -> None:
 
 
 def _wait(processes: Processes, asked: list[tuple[int, float]], grace_s: float) -> dict[int, int]:
-    """Wait until all processes have ended. If one fails, the others are ended. Returns the exit codes of those that failed, by
-    local rank."""
+    """Wait until all processes have ended. If one fails, the others are ended. If `grace_s` seconds have passed since the first
+    signal in `asked`, all are killed. Returns the exit codes of the processes that failed, by local rank."""
     settled = math.inf
     while any(process.poll() is None for process in processes) and time.monotonic() < settled:
         if asked and time.monotonic() - asked[0][1] > grace_s:
