@@ -13,7 +13,7 @@ PROJECT = "routed_rl canary f7e16d4b-50de-4673-9613-bcab3d82660b"
 KEY = "routed_rl_canary"
 """The column of a table, and the key of an object, that holds the canary."""
 FILE = "CANARY.txt"
-"""The name of the file that is put beside files which cannot hold a canary."""
+"""The name of the file with a canary that is put beside files which cannot hold one themselves."""
 
 
 def canary_of(content: str) -> str:

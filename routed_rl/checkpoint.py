@@ -1,6 +1,6 @@
 """The files of a checkpoint beside those of a stock model folder: the quarantine, and the state of the training loop.
-`quarantine.safetensors` is `Router.state_dict()`. `loop.pt`, and `loop-N.pt` of each other process, hold the state that TRL's
-loop keeps in memory and does not save."""
+`quarantine.safetensors` is `Router.state_dict()`. `loop.pt` of the first process, and `loop-N.pt` of process N, hold the state of
+TRL's loop that TRL keeps in memory and does not save."""
 
 import json
 import shutil
@@ -33,8 +33,8 @@ OPTIONAL = {"groups", "ahead"}
 @contextmanager
 def writing(run: RunFolder, step: int, keep: int | None) -> Iterator[Path]:
     """Yield the folder of the checkpoint of `step` to fill, and seal it afterwards, so that a kill or a full disk never costs an
-    earlier checkpoint. Then older checkpoints are removed until `keep` are left (None: all stay). Checkpoints of later steps are
-    not counted, because they are damaged: otherwise the run would have continued from them."""
+    earlier checkpoint. Then older checkpoints are removed until `keep` are left (None: all stay). Checkpoints of later steps do
+    not count as any of the `keep`, because they must be damaged: the run would have continued from them if they were complete."""
     try:
         with sealed_folder(run.checkpoint(step)) as partial:
             yield partial
@@ -78,7 +78,7 @@ def read_weights(model: nn.Module, folder: Path) -> dict[str, Tensor]:
 
 
 def _read_adapter(parameters: dict[str, Any], names: dict[str, str], file: Path) -> dict[str, Tensor]:
-    """The factors of a LoRA by the model's own names; `names` maps these to the names in the file."""
+    """The tensors of a LoRA under the names that they have in the model; `names` maps these names to the names in the file."""
     with going_on_from(file):
         found = load_file(file)
         if found.keys() != set(names.values()):
@@ -91,8 +91,8 @@ def _read_adapter(parameters: dict[str, Any], names: dict[str, str], file: Path)
 
 
 def save_quarantine(folder: Path, router: Router, step: int, family: dict[str, str]) -> None:
-    """Write the router's state, with the metadata that are needed to read it without the run. `family` is the part of the
-    metadata that `family_metadata` returns. Every process must call this function; the first one writes."""
+    """Write the router's state to `folder`, with the metadata by which it can be read without the run's other files. `family` is
+    the part of the metadata that `family_metadata` returns. Every process must call this function; the first one writes."""
     metadata = {"environments": json.dumps(router.quarantine.environments), "mode": router.config.mode, "step": str(step),
                 **family}
     state = router.state_dict()

@@ -10,7 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 console = Console(highlight=False, soft_wrap=True, emoji=False, markup=False)
-"""It shows every text as it stands: names and settings may have brackets and colons, which rich would read as markup."""
+"""The console on which everything is printed. It shows every text unchanged, because names and settings may have brackets and
+colons, which rich would read as markup."""
 SECONDS_BETWEEN_LINES = 10.0
 WIDTH_OF_A_PIPE = 1000
 

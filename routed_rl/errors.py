@@ -87,8 +87,8 @@ class ParityError(CheckFailed):
 
 @contextmanager
 def reading(kind: type[RoutedRLError], what: str) -> Iterator[None]:
-    """Inside the block, any exception of a library (for a damaged file, or input of another shape) becomes a `kind`, in one line
-    that begins with `what`. A RoutedRLError passes unchanged."""
+    """Inside the block, any other exception, such as a library's for a damaged file, becomes an error of the class `kind`, with a
+    message of one line that begins with `what`. A RoutedRLError passes unchanged."""
     try:
         yield
     except RoutedRLError:
@@ -98,7 +98,7 @@ def reading(kind: type[RoutedRLError], what: str) -> Iterator[None]:
 
 
 def command(*words: object) -> str:
-    """`words` as a quoted shell command that calls this program in the way in which the user called it. So the command works even
-    if the program lies in a .venv that is not activated."""
+    """The shell command `routed-rl WORDS`, with quotes where needed. If the user called the program by a path, because it is not
+    on PATH, the command begins with that path."""
     called = Path(sys.argv[0]).name == "routed-rl" and shutil.which("routed-rl") is None
     return shlex.join([sys.argv[0] if called else "routed-rl", *map(str, words)])

@@ -161,8 +161,8 @@ def _player(tokenizer: PreTrainedTokenizerBase, loaded: LoadedEnvironment, score
 
 
 def average(name: str, scores: Sequence[Score | None]) -> dict[str, float]:
-    """The `means` of the scores of the environment `name`, with the number of `completions` and of `failures`. Raises TaskError
-    if scoring failed for all."""
+    """The means over the `scores` of the environment `name`, with the numbers of `completions` and of `failures`. Raises
+    TaskError if no completion could be scored."""
     if not (found := means(scores)):
         raise TaskError(f"environment {name} scored none of {len(scores)} completions; fix env.{name}")
     return {**found, "completions": float(len(scores)), "failures": float(sum(score is None for score in scores))}
@@ -184,7 +184,7 @@ def generate_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pro
 
 
 def _cut(completions_BT: Tensor, eos: list[int]) -> list[list[int]]:
-    """Rows up to and including their first eos."""
+    """The token ids of each row, up to and including its first eos."""
     ends = set(eos)
     rows = completions_BT.tolist()
     return [row[:next((place for place, token in enumerate(row) if token in ends), len(row)) + 1] for row in rows]

@@ -19,7 +19,7 @@ PATH = (errno.EACCES, errno.EEXIST, errno.EPERM, errno.ENOENT, errno.ENOTDIR, er
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """Error numbers that mean that the disk is full."""
 FULL_IN_WORDS = (*map(os.strerror, FULL), "PytorchStreamWriter failed writing file")
-"""The same in the words of safetensors and torch, whose errors have no number."""
+"""Parts of error messages that mean that the disk is full. Errors of safetensors and torch have no error number."""
 
 
 def guarded(action: Callable[[], object], argv: list[str]) -> int:
@@ -68,8 +68,8 @@ def _is_full(error: Exception) -> bool:
 
 def leave_at_the_end() -> Callable[[int], None]:
     """Have the process end as soon as everything that is registered with `atexit` has run. Otherwise the interpreter first takes
-    torch and transformers down, which shows nothing for 1 to 2 seconds. Returns a function that must be told the exit code. Call
-    this before other modules register anything, because what is registered first runs last."""
+    torch and transformers down, which shows nothing for 1 to 2 seconds. Returns a function that must be called with the exit
+    code. Call `leave_at_the_end` before other modules register anything, because `atexit` runs last what was registered first."""
     codes = list[int]()
 
     def leave() -> None:
@@ -89,7 +89,8 @@ def _fail(message: str, code: int = 2, what: str = "error") -> int:
 
 
 def _resume(argv: list[str]) -> str:
-    """The command that continues: for a run the one with its folder, if the command line names it; else the same command."""
+    """The command by which the user can go on. For the verbs that train: `resume` with the run's folder, or with RUN if the
+    command line does not name that folder. For all other verbs: the same command again."""
     if argv[0] not in ("train", "resume", "rollback"):
         return command(*argv)
     typed = argv[1:2] if argv[0] == "resume" else [text[4:] for text in argv if text.startswith("out=")]

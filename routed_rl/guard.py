@@ -18,7 +18,7 @@ from contextlib import suppress
 
 POLL_S = 0.2
 GIVE_UP_S = 10.0
-"""Seconds that the guard waits for processes that SIGKILL does not end, because they wait for a device."""
+"""Seconds after which the guard gives up on processes that SIGKILL does not end, because they wait for a device."""
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 LINUX = sys.platform == "linux"
 
@@ -30,8 +30,7 @@ def guarded(command: list[str]) -> list[str]:
 
 
 def die_with(parent: int) -> None:
-    """From now on, end this process within a second after the process with the id `parent` dies. A parent that is killed cannot
-    end its children itself."""
+    """From now on, end this process within a second after its parent, the process with the id `parent`, dies."""
     threading.Thread(target=_watch, args=(parent, lambda: os._exit(1)), daemon=True).start()
 
 
@@ -78,8 +77,9 @@ def main(parent: int, command: list[str]) -> int:
 
 
 def _end_the_rest(group: int) -> None:
-    """Kill the remaining processes of the command until none is left, with those that lose their parent when others are
-    killed."""
+    """Kill the processes that the command has started and left behind, until there are none. Children of a killed process become
+    children of the guard and are killed, too. `group` is the command's process group, which is all that is killed on systems
+    other than Linux."""
     if not LINUX:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(group, signal.SIGKILL)

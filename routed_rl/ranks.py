@@ -14,7 +14,7 @@ class Ranks:
 
     def __init__(self) -> None:
         self.bytes = 0
-        """Number of bytes that this process has given to sums so far."""
+        """Number of bytes that this process has sent in `sum_` so far."""
 
     @property
     def count(self) -> int:

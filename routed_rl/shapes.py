@@ -8,7 +8,7 @@ from typing import Any
 
 def fits(value: Any, hint: Any) -> bool:
     """Whether `value`, made of dicts, lists and plain values, is of the type `hint`. An int counts as a float too. If `hint` is a
-    dict, it gives the types of keys, which may be missing."""
+    dict, it maps keys to the types of their values; a key may be missing in `value`."""
     kind, inner = typing.get_origin(hint), typing.get_args(hint)
     if isinstance(hint, dict):
         return isinstance(value, dict) and all(fits(value[key], each) for key, each in hint.items() if key in value)

@@ -18,8 +18,8 @@ PARENT = "ROUTED_RL_PARENT"
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM in a command that does not train. It ends the command as Ctrl-C does, so that temporary folders are removed; an
-    ordinary exception could be taken for a failure of a plug-in."""
+    """SIGTERM in a command that does not train. It ends the command as Ctrl-C does, so that temporary folders are removed. It is
+    no ordinary exception, because such an exception could be taken for a failure of a plug-in."""
 
 
 @contextmanager
@@ -52,7 +52,7 @@ class Stop:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Inside the block, this object handles the signals. It must be called in the main thread."""
+        """Inside the block, this object handles SIGTERM, SIGUSR1 and Ctrl-C. The method must be called in the main thread."""
         before = {each: signal.signal(each, self._handle) for each in (*SIGNALS, signal.SIGINT)}
         try:
             yield

@@ -1,5 +1,5 @@
-"""Calls in threads that do not keep the process alive. A pool of `concurrent.futures` does so: an error, a Ctrl-C and the end of
-the program would wait until a server or an environment has answered."""
+"""Calls in threads that do not keep the process alive. With the threads of a `concurrent.futures` pool, an error, a Ctrl-C and
+the end of the program would wait until a server or an environment has answered."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
@@ -27,8 +27,8 @@ def in_thread(call: Callable[[], Found], name: str | None = None) -> Future[Foun
 
 
 def in_threads(call: Callable[[Item], Found], items: Sequence[Item], at_once: int) -> list[Found]:
-    """Return `call(item)` for each item in order, by at most `at_once` threads. After an error no further call begins, and the
-    error is raised when the calls in progress have ended. Ctrl-C does not wait for them."""
+    """Return the results of `call(item)` in the order of `items`; at most `at_once` threads make the calls. After an error no
+    further call begins, and the error is raised when the calls in progress have ended. Ctrl-C does not wait for them."""
     found: dict[int, Found] = {}
     waiting, over = iter(enumerate(items)), Event()
 

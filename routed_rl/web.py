@@ -32,7 +32,8 @@ class NoAnswer(ConnectionError):
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer of a server. `whole`: whether the server marked the end of the answer and all of it was read."""
+    """The answer of a server. `whole` says whether the server marked the end of the answer and the answer was read to that
+    end."""
 
     status_code: int
     body: bytes
