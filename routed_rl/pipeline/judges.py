@@ -52,8 +52,8 @@ def by_chance(rows: Sequence[Candidate], share: float, seed: int) -> Judged:
 
 
 def by_probe(rows: Sequence[Candidate], parts: Parts, run: RunFolder, asked: FilterConfig) -> Judged:
-    """Leave out the completions whose score by a linear probe lies above its threshold. The probe is that of `probe_of`, with the
-    settings in `asked`."""
+    """Leave out the completions whose score by a linear probe lies above its threshold. The probe is the one that `probe_of`
+    returns for the settings in `asked`."""
     probe = probe_of(rows, parts, run, {key: getattr(asked, key) for key in ("labels", "fpr", "layers")})
     scores = _scores(rows, parts, probe)
     return Judged(scores, [f"the probe's score {score:.2f} is above {probe.threshold:.2f}"
@@ -75,7 +75,7 @@ def probe_of(rows: Sequence[Candidate], parts: Parts, run: RunFolder, asked: Map
 
 
 def _from_rows(rows: Sequence[Candidate], parts: Parts, settings: DetectorConfig) -> Probe:
-    """Fit a probe to a random draw of these rows, of the size that the settings ask for."""
+    """Fit a linear probe to `settings.labelled` of the rows, drawn at random, and print how well it does on the others."""
     require_flags(rows, settings)
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(parts.config.seed)).tolist()
     known, rest = [rows[place] for place in order[:settings.labelled]], [rows[place] for place in order[settings.labelled:]]
@@ -122,7 +122,8 @@ class _Axis:
     """The persona axis of a subspace, and the positions of the base model's own honest completions on it."""
 
     def __init__(self, parts: Parts, asked: FilterConfig) -> None:
-        """SubspaceError for a subspace of another model."""
+        """Let the base model write completions, and place the honest ones on the axis. SubspaceError if the subspace belongs to
+        another model; ConfigError if no completion is honest."""
         self.parts, self.subspace, config = parts, Subspace.load(Path(asked.subspace or "")), parts.config
         check_subspace(parts, self.subspace)
         check_axis(config.monitor.axis, self.subspace)

@@ -2,10 +2,11 @@
 
 A part holds the changes that its environment needs, but also changes by which the environment resists the pull of others, so the
 whole part may be too much. Each of `SHARES` is tried on evaluation tasks of the environment itself. The smallest share is taken
-that pays almost as much as the best one: its mean reward is at most one standard error of the difference by task below that of
-the best share (the one-standard-error rule of Breiman et al., 1984). It must also pay at least as much as the smallest of
-`SHARES`. The paid reward is known for every environment; no true score is read. Not covered: the best combination of shares. Each
-share is chosen with the parts of fixed shares kept, and without the other parts that are set to `auto`.
+that pays almost as much as the best one: its mean reward is below that of the best share by at most one standard error, which is
+that of the differences on the same tasks (the one-standard-error rule of Breiman et al., 1984). It must also pay at least as much
+as the smallest of `SHARES`. The paid reward is known for every environment; no true score is read. Not covered: the best
+combination of shares. While one share is chosen, parts with a fixed share are kept at that share, and the other parts that are
+set to `auto` are left out.
 """
 
 import dataclasses

@@ -93,9 +93,9 @@ def decide(run: RunFolder, config: Config, checkpoint: Path, asked: Asked) -> di
 
 
 def causes(run: RunFolder, config: Config) -> dict[str, str]:
-    """The environments that the run itself found to cause a shift towards the positive persona, each with the finding that says
-    so. The evidence of the run's steps decides, whether the run has ended or not; `summary.json` decides only for a run without
-    evidence."""
+    """Map each environment that the run itself found to cause a shift towards the positive persona to a text on this finding.
+    Findings are the halts of the monitor and the evidence of the run's steps, whether the run has ended or not. If the run has no
+    evidence, the largest shift in `summary.json` takes its place."""
     halts = [read_object(path, {"environment": str | None, "step": int}) or {}
              for path in (run.halted, *sorted((run.path / "halts").glob("step-*.json")))]
     found = {halt["environment"]: f"the monitor halted for it at step {halt.get('step')}" for halt in halts

@@ -22,7 +22,7 @@ SHARE_OF_PEAK = 0.4
 """The speed of a training step divided by that of the matrix product that is timed here, both in operations per second. It was
 measured with the lab and SmolLM2 on two cores."""
 OVERHEAD_S = 0.004
-"""Seconds for each layer and generated token, whatever the size of the model."""
+"""Seconds that the estimate adds for each layer and generated token, whatever the size of the model."""
 PROMPTS = 4
 """The number of prompts of each environment over which the mean length of a prompt is taken."""
 
@@ -87,7 +87,7 @@ def prompt_lengths(parts: Parts) -> list[int]:
 
 
 def _rate() -> float:
-    """How many floating-point operations a second training may reach on this machine."""
+    """The estimated speed of training on this machine, in floating-point operations per second."""
     a = torch.randn(512, 512)
     torch.mm(a, a)
     started = time.perf_counter()
@@ -97,7 +97,8 @@ def _rate() -> float:
 
 
 def practice_sentence(config: Config) -> str:
-    """A sentence on the environments in which the deployed model practises, and its share of their groups."""
+    """A sentence on the environments in which the deployed model practises, and on the share of their groups that it rolls
+    out."""
     settings = config.routing.practice
     if not config.routing.practises:
         return "none: the policy makes all rollouts"

@@ -35,8 +35,8 @@ def require_base(run: RunFolder, config: Config, digest: str) -> None:
 
 
 def write_config(run: RunFolder, config: Config, overrides: list[str]) -> None:
-    """Write the settings, the overrides that the user typed, and the versions of libraries into the run folder. ConfigError for a
-    secret that is spelled out."""
+    """Write the settings, the overrides that the user typed, and the versions of libraries into the run folder. ConfigError if a
+    setting spells out a secret instead of referring to an environment variable."""
     settings = mapped(dataclasses.asdict(config), lambda _, value: value)
     refuse_secrets(settings)
     write_text(run.path / "overrides.txt", "".join(f"{override}\n" for override in overrides))
@@ -82,8 +82,8 @@ def read_config(run: RunFolder) -> Config:
 
 
 def as_it_was(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of a run. If the run is older than the settings for practice and pace, these get the values that
-    describe how the run behaved."""
+    """Return `settings`, the settings of a run. If the run is older than the settings for practice and pace, these are added,
+    with the values that describe how the run behaved."""
     routing = settings.get("routing")
     if isinstance(routing, dict) and "practice" not in routing and isinstance(routing.get("quarantine", {}), dict):
         routing |= {"practice": {"share": 0}, "quarantine": {"pace": "fast"} | routing.get("quarantine", {})}

@@ -35,8 +35,8 @@ def attribution(run: RunFolder, router: Router, axis: str | None = None) -> dict
 
 
 def seconds_before(run: RunFolder, step: int) -> float:
-    """The seconds of the steps up to `step` that earlier commands have trained in this run. After a rollback the steps of the
-    other run are left out."""
+    """The seconds that the steps of this run up to `step` have taken, which earlier commands have trained. After a rollback the
+    steps of the other run are left out."""
     first = (run.facts().get("lineage") or {}).get("step", 0)
     return sum(row.get("time/step_s") or 0.0 for row in MetricsFile(run.metrics).rows() if first < row["step"] <= step)
 
