@@ -67,8 +67,8 @@ def _is_full(error: Exception) -> bool:
 
 
 def leave_at_the_end() -> Callable[[int], None]:
-    """Have the process end as soon as everything that is registered with `atexit` has run. Otherwise the interpreter first takes
-    torch and transformers down, which shows nothing for 1 to 2 seconds. Returns a function that must be called with the exit
+    """Have the process end as soon as everything that is registered with `atexit` has run. Otherwise the user waits 1 to 2
+    seconds more, in which the interpreter takes torch and transformers down. Returns a function that must be called with the exit
     code. Call `leave_at_the_end` before other modules register anything, because `atexit` runs last what was registered first."""
     codes = list[int]()
 

@@ -11,8 +11,8 @@ def data_root() -> Path:
 
 
 def resolve(path: str) -> str:
-    """The absolute path of the file or folder that `find_data` finds for `path`. Text that names no such file is returned with
-    the home folder in place of a first `~`."""
+    """The absolute path of the file or folder that `find_data` finds for `path`. If `find_data` finds nothing, `path` itself,
+    with the home folder in place of a leading `~`."""
     try:
         return str(find_data(path)) if path else path
     except FileNotFoundError:

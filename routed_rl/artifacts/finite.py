@@ -8,7 +8,7 @@ from typing import Any
 
 STATES = ("optimizer.pt", "value_head.pt")
 """Files of a checkpoint that hold tensors beside the weights. A file that torch does not load as plain tensors is skipped here,
-because its own reader checks it."""
+because the code that loads the checkpoint checks it."""
 
 
 def first_nonfinite(folder: Path) -> str | None:

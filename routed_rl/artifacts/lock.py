@@ -25,7 +25,7 @@ LOCK = ".lock"
 
 def alone_in(folder: Path) -> AbstractContextManager[None]:
     """Inside the block, this process is the only one that writes into `folder`, which is made if it does not exist.
-    RunFolderError names the other process if there is one."""
+    RunFolderError if another process is writing there; the message names it."""
     return _holding(folder / LOCK, folder)
 
 

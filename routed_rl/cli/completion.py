@@ -109,5 +109,5 @@ def _beginning(word: str, known: Iterable[str]) -> list[str]:
 KNOWN: dict[str, Callable[[list[str], str], list[str]]] = {
     "overrides": settings, "--arms": lambda *_: list(ARMS), "--env": environments, "--drop": environments,
     "word": lambda *_: list(declared_types(Config))}
-"""For each option or positional argument, the function that gives its possible values. It gets the earlier words of the command
-line, and the word that is to be completed."""
+"""For each option or positional argument, the function that gives its possible values. The function gets the earlier words of the
+command line, and the word that is to be completed."""

@@ -54,7 +54,8 @@ RATE = "learning_rate"
 
 
 def _raise_rate(trainer: dict[str, Any]) -> None:
-    """Give a LoRA its own learning rate if the user typed none, because the rates in configs/ are those of full weights."""
+    """Multiply the learning rate in the trainer's settings by `FASTER`, for a LoRA, because the rates in configs/ are for full
+    weights."""
     if RATE in trainer:
         trainer[RATE] = float(f"{FASTER * trainer[RATE]:.12g}")
 

@@ -1,4 +1,4 @@
-"""Writes the folder of a model or adapter. It is sealed, it is whole or absent, and it never replaces anything else."""
+"""Writes the folder of a model or adapter. The folder is sealed, is either whole or absent, and never replaces anything else."""
 
 import os
 import shutil

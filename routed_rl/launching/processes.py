@@ -72,8 +72,8 @@ def process_variables(launch: LaunchConfig, rank: int, local: int, address: str,
 
 @contextmanager
 def _forwarding(processes: Processes) -> Iterator[list[tuple[int, float]]]:
-    """Inside the block, signals are passed on, so that the processes finish their step first. Yields the list of the signals that
-    came, with their times."""
+    """Inside the block, the signals `SIGNALS` are passed on to `processes`, which finish their step before they end. Yields the
+    list of the signals that came, with their times."""
     came: list[tuple[int, float]] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
@@ -90,8 +90,8 @@ def _forwarding(processes: Processes) -> Iterator[list[tuple[int, float]]]:
 
 
 def wait_for(command: list[str]) -> None:
-    """Run a command that starts the processes elsewhere, wait for its end, and pass signals on to it. Raises Stopped, or
-    LaunchError."""
+    """Run a command that starts the processes elsewhere, wait for its end, and pass signals on to it. Raises Stopped if a signal
+    ended it, LaunchError if it failed."""
     process = subprocess.Popen(command, start_new_session=True)
     try:
         with _forwarding([process]) as asked:
