@@ -62,8 +62,8 @@ def own_uid() -> int:
 
 @dataclass(frozen=True)
 class Way:
-    """One way to start bubblewrap, described `in_words` and by `arguments`. The ways differ in which of its processes have root's
-    rights."""
+    """One way to start bubblewrap: `in_words` describes it to users, `arguments` are bubblewrap's arguments for it. The ways
+    differ in which processes have root's rights."""
 
     in_words: str
     arguments: tuple[str, ...]
@@ -81,7 +81,7 @@ AS_USER = Way("in a user namespace", USER_NAMESPACE)
 
 
 class Bubblewrap(Sandbox):
-    """Starts a jail for each program, in the first of the ways that works on this machine. SandboxError if none works."""
+    """Starts a jail for each program, by the first `Way` that works on this machine. SandboxError if none works."""
 
     name = "bubblewrap"
 

@@ -21,7 +21,7 @@ REQUEST = "/request"
 
 
 def engine() -> Any:
-    """The client of a running engine."""
+    """A client of the running container engine. SandboxError if the SDK is not installed or no engine answers."""
     try:
         import docker
     except ImportError:
@@ -35,7 +35,8 @@ def engine() -> Any:
 
 
 def settings(limits: Limits, request: Path) -> dict[str, Any]:
-    """The settings of a container. It may use and see nothing but its image, the file `request` and a /tmp of its own."""
+    """The arguments of the SDK's `containers.create`. The container is held to `limits`, and sees nothing but its image, the file
+    `request` (read-only) and a /tmp of its own."""
     return {
         "command": ["python", *INTERPRETER, "-c", INSIDE, REQUEST, "1", "0"],
         "entrypoint": [], "environment": dict(ENVIRONMENT), "working_dir": "/tmp", "user": "65534:65534",
@@ -56,7 +57,8 @@ def end(container: Any) -> None:
 
 
 class Container(Sandbox):
-    """Starts a container for each program. `client` and `image` replace the running engine and the default image."""
+    """Starts a container for each program. `client` is used instead of a client of the running engine, `image` instead of the
+    default image. SandboxError if the image does not run Python."""
 
     name = "container"
     confines_by = "a container; memory and processes by its control group"
@@ -82,8 +84,9 @@ class Container(Sandbox):
                 container.remove(force=True)
 
     def watch(self, container: Any, request: Request) -> Outcome:
-        """Read both streams until the container ends or exceeds a limit, and return the outcome. The report of process 1 comes at
-        the end of standard output, after the program's own output."""
+        """Start the container, read its standard output and standard error until it ends or exceeds a limit, and return the
+        outcome. The report of the container's process 1 (inside.py) comes at the end of standard output, after the program's own
+        output."""
         limits = request.limits
         output, caps = [bytearray(), bytearray()], (limits.output_bytes + request.report_size, limits.output_bytes)
         stream = container.attach(stream=True, demux=True)

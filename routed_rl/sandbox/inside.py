@@ -1,10 +1,10 @@
 """The program that is process 1 inside a jail. It waits with its interpreter started, runs one program, reports, and ends.
 
-The interpreter gets it as text or compiled, so it imports nothing of this package, and little that takes time to import. Its
-arguments are the source of the request (a path, or - for standard input), the descriptor to which the reply is written, and the
-uid to switch to (0: stay). The process outside marshals the request. The reply holds the wait status, the CPU time in ms, and
-each wanted file as a length and its bytes (length -1: no file). At its end stands the length of all that. Every number has eight
-bytes, signed. When the reply is written, no other process is left in the jail.
+The interpreter gets this program as text or compiled, so the program imports nothing of this package, and little that takes time
+to import. Its arguments are the source of the request (a path, or - for standard input), the descriptor to which the reply is
+written, and the uid to switch to (0: stay). The process outside marshals the request. The reply holds the wait status, the CPU
+time in ms, and each wanted file as a length and its bytes (length -1: no file). The reply ends with the length of everything
+before. Every number has eight bytes, signed. When the reply is written, no other process is left in the jail.
 """
 
 # pyright: reportPrivateUsage=false

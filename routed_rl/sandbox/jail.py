@@ -42,8 +42,10 @@ class Jail:
 
     def __init__(self, command: Sequence[str], filter: bytes, groups: Groups | None, uid: int = 0,
                  as_user: int | None = None) -> None:
-        """`command` is the command line of bubblewrap, up to the interpreter and its flags. Process 1 switches to `uid`, unless
-        that is 0. Bubblewrap itself runs as the user `as_user`, or as the current user."""
+        """`command` is the command line of bubblewrap, up to the interpreter and its flags; `filter` is the result of
+        `seccomp_filter`. `groups` makes the control group that limits the jail's memory; None if there are no control groups.
+        Process 1 of the jail switches to `uid`, unless that is 0. Bubblewrap itself runs as the user `as_user`, or as the current
+        user."""
         self.groups, self.pidfd = groups, -1
         info_read, info_write = os.pipe()
         filter_read, filter_write = os.pipe()
@@ -77,7 +79,7 @@ class Jail:
             self.fail()
 
     def fail(self) -> NoReturn:
-        """Raise SandboxError with bubblewrap's message."""
+        """End the jail and raise SandboxError with bubblewrap's message."""
         self.kill()
         assert self.process.stderr
         said = self.process.stderr.read(CHUNK).decode(errors="replace").split()
@@ -106,8 +108,9 @@ class Jail:
             self.fail()
 
     def watch(self, request: Request, group: Group | None) -> Outcome:
-        """Send the request, read until every stream has ended or a limit is exceeded, and return the outcome. `group` is the
-        control group that limits the jail's memory; without one the memory is watched."""
+        """Send the request, read the program's output and the report until all of them have ended or a limit is exceeded, and
+        return the outcome. `group` is the control group that limits the jail's memory. If it is None, this process watches the
+        memory instead."""
         process, said, limits = self.process, self.reply, request.limits
         assert process.stdin and process.stdout and process.stderr
         out, err = process.stdout.fileno(), process.stderr.fileno()

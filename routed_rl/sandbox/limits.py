@@ -50,7 +50,9 @@ class Outcome:
     stdout: bytes = b""
     stderr: bytes = b""
     collected: Mapping[str, bytes] = field(default_factory=dict)
-    """The requested files that are regular files and within the limit; empty after a timeout or too much output."""
+    """The contents of the files named in `Request.collect`, by name. A file is left out if it is not a regular file or has more
+    than `Limits.output_bytes` bytes. Empty if the sandbox ended the program early, such as at a timeout or for too much
+    output."""
     wall_s: float = 0.0
     """Seconds from the request to the end of the last process."""
 
@@ -103,5 +105,5 @@ class Request:
 
     @property
     def report_size(self) -> int:
-        """The largest number of bytes that the report of process 1 on this request can have."""
+        """The largest size, in bytes, of the report that process 1 of the jail writes about this request."""
         return (3 + len(self.collect)) * 8 + len(self.collect) * self.limits.output_bytes

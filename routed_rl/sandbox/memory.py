@@ -1,7 +1,8 @@
 """Limits the memory of a whole jail: by a control group if this process may make one, or else by watching the jail.
 
-Without a group a jail can exceed its limit for `WATCH_S` seconds, the time between two looks at it. Counted are the mapped memory
-of processes, files and their inodes, and sockets at their largest. Not counted are pipes, which hold up to 64 MiB for one user.
+Without a control group a jail can exceed its limit for `WATCH_S` seconds, the time between two counts of its memory. A count
+includes the mapped memory of processes, files with their inodes, and the largest size that each socket can have. A count does not
+include pipes, which hold up to 64 MiB for one user.
 """
 
 import atexit
@@ -18,7 +19,8 @@ PREFIX = "routed-rl-"
 
 CAPS = ("memory.max", "memory.limit_in_bytes", "memory.memsw.limit_in_bytes")
 EVENTS = ("memory.events", "memory.oom_control")
-"""`CAPS` and `EVENTS` are files of a control group. The two versions of the kernel's interface have different ones."""
+"""`CAPS` and `EVENTS` are names of files of a control group. Version 1 of the kernel's interface has other files than version
+2."""
 
 
 @dataclass
@@ -156,7 +158,8 @@ def can_watch(pid: int) -> bool:
 
 
 def _mapped(pid: int, file: str, fields: tuple[str, ...]) -> int:
-    """The sum of these fields of `file`, in bytes, over a process and all its descendants."""
+    """The sum of the numbers in the lines of /proc/PID/`file` that begin with one of `fields`, in bytes, over the process `pid`
+    and all its descendants."""
     total, waiting = 0, [pid]
     while waiting:
         pid = waiting.pop()

@@ -56,7 +56,8 @@ class Report:
 
 @dataclass
 class Reader:
-    """Reads several descriptors to their ends, but from each at most its cap in bytes.
+    """Reads several descriptors to their ends. `caps` maps each descriptor to the largest number of bytes that are read from it,
+    and `data` maps it to the bytes that were read.
 
     The memory of this object is bounded by the sum of the caps and one chunk, whatever the other side writes.
     """

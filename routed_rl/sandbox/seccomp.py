@@ -89,7 +89,7 @@ Code = list[tuple[int, int, int, int]]
 
 def seccomp_filter(machine: str | None = None) -> bytes | None:
     """The filter for the kind of machine `machine` (by default this one), in the form that `bwrap --seccomp` reads; None if there
-    is no table of calls for it."""
+    is no table of system calls for that kind of machine."""
     found = MACHINES.get(machine or platform.machine())
     if found is None:
         return None
@@ -108,7 +108,8 @@ def seccomp_filter(machine: str | None = None) -> bytes | None:
 
 
 def _unless(place: int, relation: str, values: tuple[int, ...]) -> Code:
-    """Instructions that refuse a call unless its argument fits, and otherwise continue with the next instruction."""
+    """Instructions that refuse a call unless its argument at the index `place` fulfils the condition of `relation` and `values`,
+    as in `CHECKED`. If the argument fulfils it, the filter continues with the next instruction."""
     load = (LOAD, 0, 0, ARGUMENTS + 8 * place)
     if relation == ONLY:  # the last comparison falls through to the refusal; the others jump over the rest and over it
         return [load, *((EQUAL, len(values) - at, 0, value) for at, value in enumerate(values)), (RETURN, 0, 0, NO | EPERM)]
