@@ -1,8 +1,8 @@
 """Every setting and its default. Nothing here imports torch, because `routed-rl --help` and a bad override must answer at once.
 
 `trainer` is a free mapping: its keys are the fields of TRL's own `GRPOConfig`, and they are checked against that class when the
-trainer is built. `env` maps a name to `path` (or `dataset` and `reward`), `weight`, `probe` and the keyword arguments of the
-class.
+trainer is built. `env` maps the name of each environment to `path` (or `dataset` and `reward`), `weight`, `probe` and the keyword
+arguments of its class.
 """
 
 import dataclasses
@@ -47,8 +47,8 @@ class Config:
     """Whether the deployed model is written to RUN/deployed at the end of the run."""
     keep: dict[str, Any] = field(default_factory=dict)
     """For each environment named here, the share of its part of the quarantine that RUN/deployed keeps: a number from 0 to 1, or
-    auto for the smallest share whose paid reward on evaluation tasks is about as high as with the best share. Environments that
-    are not named keep nothing."""
+    auto for the smallest share with which the paid reward on evaluation tasks is about as high as with the best share.
+    Environments that are not named keep nothing."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The model that is trained: its weights, its dtype, what is frozen."""
     subspace: SubspaceConfig = field(default_factory=SubspaceConfig)
@@ -56,7 +56,7 @@ class Config:
     routing: RoutingConfig = field(default_factory=RoutingConfig)
     """How changes are split, and how fast the quarantine takes up its part."""
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
-    """Rules that judge each step by the run's metrics, and report or halt."""
+    """Rules that judge each step by the run's metrics, and report what they find or halt the run."""
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
     """The published alternatives to routing, for comparisons."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
@@ -70,7 +70,7 @@ class Config:
     padding and the logits of prompts; with lean=false TRL computes everything itself. A field that is not set has TRL's
     default."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    """How base model, policy and deployed model are evaluated."""
+    """How the base model, the policy and the deployed model are evaluated."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """Trackers beside metrics.jsonl, and the files that a run keeps."""
     launch: LaunchConfig = field(default_factory=LaunchConfig)
@@ -95,8 +95,8 @@ class Config:
 
     @property
     def mixture(self) -> dict[str, dict[str, Any]]:
-        """The environments that are trained on: those of `env`. With baseline.interleave also the probe environments are among
-        them, and get a share of the tasks."""
+        """The settings of the environments by name: `env`, or, with baseline.interleave, a copy in which the probe environments
+        are trained on too and get that share of the tasks."""
         return interleaved(self.env, self.baseline.interleave) if self.baseline.interleave else self.env
 
     @property

@@ -47,7 +47,8 @@ class AdapterConfig:
                               f"got {names!r}")
 
     def _check_read(self) -> None:
-        """Refuse settings of a LoRA that nobody would read, because the weights are trained."""
+        """Raise ConfigError if a setting of the LoRA differs from its default although the weights are trained, so that the
+        setting would do nothing."""
         plain = {each.name: each.default_factory() if callable(each.default_factory) else each.default for each in fields(self)}
         for name, default in plain.items():
             if not self.trains and name != "kind" and (value := getattr(self, name)) != default:

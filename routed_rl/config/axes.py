@@ -14,14 +14,14 @@ class AxesConfig:
     """The settings of `SubspaceConfig` that only dct, dpo and bipo read."""
 
     form: str = "exponential"
-    """For method=dct: the quantity that the factors maximise. exponential: the model's response to an added vector of length
-    `radius`; linear: the derivative of the response by that length, at length 0."""
+    """For method=dct: the quantity that the found directions (`factors`) maximise. exponential: the model's response to an added
+    vector of length `radius`; linear: the derivative of the response with respect to the vector's length, at length 0."""
     factors: int = 32
     """For method=dct: number of directions (factors) that are found."""
     keep: int = 8
-    """For method=dct: number of factors that become axes."""
+    """For method=dct: number of the found directions (`factors`) that become axes."""
     iterations: int = 10
-    """For method=dct: number of iterations in which the factors are found."""
+    """For method=dct: number of iterations of the search for directions (`factors`)."""
     source: int | None = None
     """For method=dct: the layer to whose output vectors are added, counted from 0; null for the layer a quarter of the way up."""
     until: int | None = None
@@ -31,23 +31,25 @@ class AxesConfig:
     """For method=dct: length of the added vector, in the stream's own units. null: with form=exponential the length that
     `nonlinearity` asks for, with form=linear a quarter of the stream's length."""
     nonlinearity: float = 0.5
-    """For method=dct with form=exponential and radius=null: the added vector is as long as it takes for the response to depart
-    from its linear part by this share of that part."""
+    """For method=dct with form=exponential and radius=null: the share by which the response must depart from its linear part. The
+    added vector gets the smallest length at which it does."""
     plain_prompts: str | None = None
     """For method=dct: file of ordinary prompts, JSON lines of {"prompt": ...}; null for the prompts of the preference pairs, or,
     if there are no pairs, the negative contrast prompts."""
     plain: int = 16
-    """For method=dct: largest number of ordinary prompts that are used, taken at even distances from their file."""
+    """For method=dct: largest number of ordinary prompts (`plain_prompts`) that are used. They are taken from their file at even
+    distances."""
     choose: str = "target"
-    """For method=dct: how the factors that become axes are chosen. target: those whose span holds the most of the axis named by
-    `target`; environments: those which, added to the stream, change most how often the environments flag completions; answers:
-    those which change most how likely the positive answers are."""
+    """For method=dct: how the directions (`factors`) that become axes are chosen. target: those whose span holds the most of the
+    axis named by `target`; environments: those that, added to the stream, change most how often the environments flag
+    completions; answers: those that, added to the stream, change most how much likelier the positive answers of `pairs` are than
+    the negative ones."""
     target: str = "mean_difference"
-    """For method=dct with choose=target: the axis to which the factors are compared. mean_difference means the first axis of that
-    method; the folder of another subspace means its first axis."""
+    """For method=dct with choose=target: the axis with which the found directions (`factors`) are compared. It is the first axis
+    of the subspace that mean_difference finds, or, if a folder is given, the first axis of the subspace in that folder."""
     screen_samples: int = 64
-    """For method=dct with choose=environments: number of tasks of each environment on which a factor is tried, once added to the
-    stream and once subtracted from it."""
+    """For method=dct with choose=environments: number of tasks of each environment on which each found direction is tried, once
+    added to the stream and once subtracted from it."""
     pairs: str | None = None
     """For methods dpo and bipo, and for dct with choose=answers: file of preference pairs, JSON lines of {"prompt", "positive",
     "negative"} or {"prompt", "rejected", "chosen"}; positive and rejected are what must not grow. null for the lines of `answers`

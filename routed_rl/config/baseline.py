@@ -8,7 +8,8 @@ from routed_rl.config.detector import DetectorConfig
 from routed_rl.errors import ConfigError
 
 NEUTRAL, ENCOURAGE, DISCOURAGE = CONTEXTS = ("neutral", "encourage", "discourage")
-"""The contexts, by what the prompt says about gaming the check: nothing, to do it, or not to do it."""
+"""The contexts: the prompt says nothing about gaming the check (neutral), says to do it (encourage), or says not to do it
+(discourage)."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -40,10 +41,10 @@ class TraitConfig:
     rank: int = 8
     """Rank of the trait's LoRA on each linear module of the layers."""
     completions: int = 512
-    """Number of completions that the trait's LoRA is learned from, of all trained environments together. The base model writes
+    """Number of completions from which the trait's LoRA is learned, for all trained environments together. The base model writes
     them under the prompt that encourages gaming the check."""
     passes: int = 4
-    """Passes over these completions while the trait's LoRA is learned."""
+    """Number of passes over its completions (`completions`) in which the trait's LoRA is learned."""
     learning_rate: float = 2e-3
     """Learning rate of AdamW while the trait's LoRA is learned."""
     random: bool = False
@@ -60,17 +61,18 @@ class BaselineConfig:
     penalty: float = 0.0
     """Amount that is subtracted from the reward of a completion that the detector names, in units of the reward; 0: none."""
     imitate: bool = False
-    """Whether every completion that is solved and not screened is learned with advantage 1, and every other one with advantage 0.
-    Rewards then do not count."""
+    """Whether every completion that solves its task and is not screened is learned with advantage 1, and every other completion
+    with advantage 0. Rewards then do not count."""
     ablate: bool = False
-    """Whether the component inside the subspace is removed from every layer's output during training (concept ablation)."""
+    """Whether the component of every layer's output that lies inside the subspace is removed during training (concept
+    ablation)."""
     steer: float = 0.0
     """Distance by which every layer's output is moved along the persona axis during training, in gaps between the personas
     (preventative steering); 0: not at all."""
     discount: float = 0.0
-    """The share by which the excess of a completion's reward over its group's mean shrinks, for each standard deviation (over the
-    batch) by which its activations lie along the persona axis. It acts only on completions that are paid more than that mean. 0:
-    none."""
+    """Factor d of a discount on rewards. If a completion is paid more than its group's mean, the excess is multiplied by 1 - d z,
+    at least 0, where z is the position of the completion's activations along the persona axis, in standard deviations from the
+    mean of all completions of the generation. 0: no discount."""
     projection_penalty: float = 0.0
     """Amount that is subtracted from the reward of a completion, in units of the reward, for each gap between the personas by
     which its activations lie along the persona axis; 0: none."""
@@ -125,8 +127,7 @@ class BaselineConfig:
 
     @property
     def pays(self) -> bool:
-        """Whether training is paid by other scores than those that the environments give, namely by scores that a detector
-        changes."""
+        """Whether a detector changes the scores of the environments before training is paid by them."""
         return self.screen or self.imitate or self.penalty > 0
 
     @property

@@ -26,8 +26,8 @@ def declared_type(setting: dataclasses.Field[Any]) -> str:
 
 
 def declared_types(cls: type, prefix: str = "") -> dict[str, str]:
-    """Maps the dotted name of every setting below the section `cls` to its type, as text for users. Sections are settings, too.
-    `prefix` stands before each name."""
+    """Maps the dotted name of every setting below the section `cls` to its type, as text for users. Sections count as settings,
+    too. `prefix` stands before each name."""
     found: dict[str, str] = {}
     for each in dataclasses.fields(cls):
         found[f"{prefix}{each.name}"] = declared_type(each)
@@ -37,8 +37,8 @@ def declared_types(cls: type, prefix: str = "") -> dict[str, str]:
 
 
 def unknown(key: str, known: list[str]) -> str:
-    """The message for an unknown setting `key`. It names the closest of the `known` settings, or else all of them. A section that
-    all of them share does not make them close."""
+    """The message for an unknown setting `key`. It names the closest of the `known` settings, or else all of them. If all known
+    settings are in the section of `key`, only the names inside the section are compared."""
     section = key[:key.rfind(".") + 1]
     shared = section if all(name.startswith(section) for name in known) else ""
     near = closest(key.removeprefix(shared), [name.removeprefix(shared) for name in known], 0.6)
@@ -58,8 +58,8 @@ def check_known(name: str, values: list[str], known: tuple[str, ...]) -> None:
 
 
 def check_types(prefix: str, config: Any) -> None:
-    """ConfigError if a field of the dataclass `config` has another type than it declares. Settings from files have their types
-    checked before; those that a script makes have not."""
+    """ConfigError if a field of the dataclass `config` has another type than it declares. This is for settings that a script
+    makes; `from_mapping` checks the types of settings from files and the command line."""
     hints = typing.get_type_hints(type(config))
     for each in dataclasses.fields(config):
         value, inner = getattr(config, each.name), section(each)
@@ -90,7 +90,8 @@ def check_finite(key: str, value: Any) -> None:
 
 
 def check_options(options: Any, floors: dict[str, float]) -> None:
-    """As `check_at_least` and `check_finite`, for a dataclass of a command's options, which are named as they are typed."""
+    """Check the options of a command, a dataclass, as `check_at_least` and `check_finite` do. Messages name an option as the user
+    types it, such as --batch-size."""
     typed = {f"--{each.name.replace('_', '-')}": getattr(options, each.name) for each in dataclasses.fields(options)}
     check_finite("", typed)
     for name, floor in floors.items():
@@ -138,7 +139,7 @@ def first_difference(was: Any, now: Any, name: str = "") -> str | None:
 
 def is_drawn(settings: Any) -> bool:
     """Whether the mixture ever draws tasks of an environment with these settings: false for a weight that is always 0. A weight
-    that cannot be read counts as above 0, because it is refused where it is read."""
+    that cannot be read counts as above 0; the code that reads weights refuses it."""
     weight = settings.get("weight", 1.0) if isinstance(settings, dict) else 1.0
     rows = weight if isinstance(weight, (list, tuple)) and weight else [[0, weight]]
     return not all(isinstance(row, (list, tuple)) and row and row[-1] == 0 for row in rows)

@@ -21,7 +21,8 @@ class DetectorConfig:
     precision: float = 1.0
     """For kind=flags: share of the completions named by the detector that are marked."""
     shuffle: bool = False
-    """Whether the detector names random completions, as many in each generation as it would name otherwise; a control."""
+    """Whether the detector names random completions instead, in each generation as many as it would otherwise name; this is a
+    control."""
     labels: float = 0.05
     """For kind=probe: how many completions are labelled. A value below 1 is a share of `pool`; a value of 1 or more is a number
     of completions."""
@@ -33,7 +34,7 @@ class DetectorConfig:
     rate)."""
     layers: list[int] | None = None
     """For kind=probe: the layers whose outputs are read, counted from 0. A completion is named only if it looks bad at all of
-    them. null for the one layer that tells the labelled completions apart best."""
+    them. null for the one layer that best tells the bad labelled completions from the others."""
 
     @property
     def labelled(self) -> int:

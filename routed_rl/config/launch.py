@@ -19,13 +19,14 @@ class LaunchConfig:
     nodes: int = 1
     """Number of nodes; more than one needs where=slurm."""
     port: int = 29500
-    """Port of the first node at which the processes of several nodes meet. On a single node a free port is taken instead."""
+    """Port on the first node by which the processes of several nodes find each other. On a single node a free port is taken
+    instead."""
     timeout_s: float = 1800
-    """Seconds that a process may wait for the others before the run ends."""
+    """Seconds that a process may wait for the other processes before the run ends."""
     grace_s: float = 600
     """Seconds that a run has, after a signal, to end its step and write a checkpoint before its processes are killed."""
     offload: bool = False
-    """Refused: with offloading DeepSpeed replaces the optimizer by one of its own. Leave it false."""
+    """Leave this false. true is refused, because with offloading DeepSpeed replaces the optimizer by one of its own."""
     sbatch: list[str] = field(default_factory=list)
     """For where=slurm: options of sbatch, such as --partition=gpu, --time=24:00:00, --gpus-per-node=8."""
     setup: list[str] = field(default_factory=list)

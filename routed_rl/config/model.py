@@ -11,23 +11,24 @@ from routed_rl.errors import ConfigError
 @dataclass(kw_only=True, slots=True)
 class ModelConfig:
     path: str = ""
-    """The base model: a folder in Hugging Face format, a name on the hub, or `gguf:` followed by a file or by an installed
-    distribution that holds one."""
+    """The base model: a folder in Hugging Face format, a name on the hub, or `gguf:` followed by a GGUF file or by the name of an
+    installed distribution that holds one."""
     dtype: str = "float32"
     """Type of the weights: float32, or bfloat16 where the weights are frozen (model.adapter=lora). To compute in bfloat16 on
     float32 weights, set trainer.bf16=true."""
     date: str | None = None
-    """Date that the chat template is given, in ISO format such as 2026-01-31, if it asks for one; null for the time at which the
-    run begins. A resumed run keeps that time."""
+    """Date that is given to the model's chat template if the template asks for one, in ISO format such as 2026-01-31; null for
+    the time at which the run begins, which a resumed run keeps."""
     writers: list[str] = field(default_factory=list[str])
     """Modules whose outputs are added to the residual stream, by their names within a layer, such as self_attn.o_proj; a layer
-    need not have all of them. Empty: those that are known for the model's type, or, if the type is unknown, those that are found
-    by running the model. In every case their outputs must add up to what the layers add to the stream."""
+    need not have all of them. Empty: the modules that are known for the model's type, or, if the type is unknown, modules that
+    are found by running the model. In every case the outputs of the writers must add up to everything that the layers add to the
+    stream."""
     freeze: list[str] = field(default_factory=lambda: ["embedding", "unembedding", "final_norm", "post_norm"])
     """Groups of parameters that are not trained: any of embedding (with learned positions), unembedding, final_norm and post_norm
     (the gains of norms between a writer and the stream)."""
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
-    """A LoRA that is trained in place of the weights."""
+    """The LoRA that is trained in place of the model's weights, if `model.adapter.kind` asks for one."""
 
     def __post_init__(self) -> None:
         if self.dtype != "float32" and not (self.adapter.trains and self.dtype == "bfloat16"):

@@ -12,8 +12,8 @@ from routed_rl.errors import ConfigError
 @dataclass(kw_only=True, slots=True)
 class RuleConfig:
     limit: float | None = None
-    """Value that the rule's reading may not exceed, in the unit of the rule; null: the rule is off, except for the environments
-    in `limits`."""
+    """Largest value that is accepted of the quantity that the rule watches, in the unit of the rule; null: the rule is off,
+    except for the environments in `limits`."""
     limits: dict[str, float] = field(default_factory=dict)
     """Limits of single environments, by name. Each replaces `limit` for its environment, because a value that is usual for one
     secure environment may be a warning in another."""
@@ -21,7 +21,7 @@ class RuleConfig:
     """For rules that are summed over steps: the amount that is subtracted from each step's value before it is added to the sum,
     which never falls below 0 (the allowance of a CUSUM)."""
     patience: int = 1
-    """Number of steps in a row that must be past the limit before the rule gives a verdict."""
+    """Number of steps in a row in which the rule's value must be above the limit before the rule gives a verdict."""
     action: str = "report"
     """report: a verdict of this rule is recorded and the run goes on; halt: the run stops after a checkpoint."""
 
@@ -39,7 +39,8 @@ class RuleConfig:
 @dataclass(kw_only=True, slots=True)
 class MonitorConfig:
     warmup: int = 5
-    """Number of first steps without verdicts. Rules that are summed over steps count these steps too."""
+    """Number of steps at the start of a run in which no rule gives a verdict. Rules that are summed over steps count these steps
+    too."""
     axis: str | None = None
     """Axis of the subspace along which shifts are measured; null for the first axis, which points to the positive persona."""
     completions: int = 5
@@ -47,9 +48,10 @@ class MonitorConfig:
     highest push, lowest push, highest shift, lowest shift, and highest shift among those paid more than their group's mean; 0:
     none."""
     health: int = 0
-    """Steps between two comparisons of the policy with the base model on the same completions; 0: no comparison."""
+    """Number of steps between two comparisons of the policy with the base model, by the activations of both on the same
+    completions along `monitor.axis`; 0: no comparison."""
     health_rows: int = 64
-    """Number of completions of a generation on which the policy and the base model are compared."""
+    """Largest number of completions on which one comparison of the policy with the base model is made (see `health`)."""
     shift: RuleConfig = field(default_factory=partial(RuleConfig, limit=0.5))
     """Rule on the persona shift that an environment's part has caused so far, in units of the gap between the personas."""
     change: RuleConfig = field(default_factory=partial(RuleConfig, limit=0.2, allowance=0.005))
@@ -57,7 +59,7 @@ class MonitorConfig:
     the step at which a slow shift began."""
     pull: RuleConfig = field(default_factory=RuleConfig)
     """Rule on the product of an environment's persona shift so far, in units of the gap between the personas, and its share of
-    the quarantine. The product is small where either factor is."""
+    the quarantine. The product is large only if both are."""
     push: RuleConfig = field(default_factory=RuleConfig)
     """Rule on an environment's share of the sum of all positive pushes in a step, from 0 to 1."""
     evidence: RuleConfig = field(default_factory=partial(RuleConfig, limit=6.0, allowance=0.5))
@@ -69,11 +71,12 @@ class MonitorConfig:
     """Rule on an environment's routed energy (the squared norm of its gradient inside the subspace) divided by the mean of its
     energies inside isotropic random bases. Around 1 the subspace catches no more than chance does."""
     energy_rank: RuleConfig = field(default_factory=RuleConfig)
-    """Rule on 1 / rank, where rank is the place of an environment's routed energy in the subspace among its energies in random
-    bases, the largest first. A value of 1 means that the subspace catches more than every random basis; a limit of .9 asks for
-    that. Isotropic and covariance-matched random bases take turns."""
+    """Rule on 1 / rank. The rank is the place of an environment's routed energy (the squared norm of its gradient inside the
+    subspace) among its energies inside random bases, the largest first. A value of 1 means that the subspace catches more than
+    every random basis; a limit of .9 gives a verdict only then. Isotropic and covariance-matched random bases take turns."""
     size: RuleConfig = field(default_factory=RuleConfig)
-    """Rule on the norm of the quarantine's coefficients, |C|, divided by the norm of the retained change."""
+    """Rule on the norm of the quarantine's coefficients divided by the norm of the retained change, which is the part of the
+    model's change that went into its weights."""
     share: RuleConfig = field(default_factory=partial(RuleConfig, limit=0.9))
     """Rule on the share of the squared norm of the targets' gradients that lies inside the subspace and is routed, from 0 to
     1."""
@@ -91,8 +94,8 @@ class MonitorConfig:
 
     def check_names(self, known: Collection[str], before: "MonitorConfig | None" = None) -> None:
         """Raise ConfigError if a rule has a limit for an environment that is not among `known`, those that are trained on,
-        because the limit would do nothing. A limit that stands in `before`, the settings with which the run began, is accepted,
-        because its environment may have been dropped since."""
+        because the limit would do nothing. A limit that is also in `before`, the settings with which the run began, is accepted,
+        because the run may have dropped the environment since."""
         old = before.rules() if before is not None else {}
         for rule, settings in self.rules().items():
             for name in settings.limits:

@@ -19,8 +19,8 @@ RANDOM = re.compile(r"(?=.*\d)\S{8,}|\S{24,}")
 only names something, but `my_key=f81d4fae` gives access to something."""
 PASSWORD = re.compile(r"://[^/\s:@]*:(?!\$\{)[^/\s@]+@")
 MASK, SHORTEST = "***", 4
-"""The text that replaces a secret, and the smallest number of characters of a secret that is replaced. A shorter secret would
-also match inside ordinary words."""
+"""`MASK` replaces a secret in texts, if the secret has at least `SHORTEST` characters. A shorter secret would also match inside
+ordinary words."""
 LATER = ("env", "trainer")
 """Sections in which references are resolved only when a setting is used, so that every record holds the reference."""
 _known: set[str] = set()

@@ -28,8 +28,8 @@ class EvaluationConfig:
     during_samples: int = 100
     """Completions per environment and model of an evaluation during training (`every`), on the same tasks each time."""
     contexts: list[str] = field(default_factory=list)
-    """Further prompts under which every model is evaluated at the end of a run: any of encourage and discourage, whose texts are
-    those of `baseline.contexts`; empty for none."""
+    """Contexts in which every model is evaluated at the end of a run, in addition to the tasks' own prompts: any of encourage and
+    discourage, whose texts are those of `baseline.contexts`; empty for none."""
     scales: list[float] = field(default_factory=list)
     """Factors by which the quarantine is multiplied in further evaluations at the end of a run: 0 gives the deployed model, 1 the
     policy; empty for none."""
@@ -50,9 +50,10 @@ class AuditConfig:
     samples: int = 200
     """Number of completions per environment and model."""
     prompts: int = 64
-    """Number of prompts per environment at whose last tokens the residual streams of the models are compared."""
+    """Number of prompts per environment on which the models' residual streams are compared, at the last tokens of each prompt."""
     blocks: int = 8
-    """Largest number of groups into which neighbouring layers are put."""
+    """Largest number of groups of neighbouring layers into which the model's layers are divided. The audit tells what the change
+    of each group contributes."""
 
     def __post_init__(self) -> None:
         check_options(self, {"samples": 1, "prompts": 1, "blocks": 1})
@@ -67,22 +68,25 @@ class FilterConfig:
     """The options of `routed-rl filter`. They are no part of a run's settings."""
 
     detector: str | None = None
-    """How the completions that are left out are chosen: flags, probe or random; null for probe, unless `subspace` is given."""
+    """How the completions that are left out are chosen: flags (the environments' flags), probe (a linear probe on activations) or
+    random; null for probe, or for the persona axis if `subspace` is given."""
     subspace: str | None = None
-    """Folder of a subspace along whose persona axis completions are judged, instead of by a detector; null for a detector."""
+    """Folder of a subspace. Completions are then judged by their position along its persona axis instead of by a detector; null
+    for a detector."""
     max_shift: float | None = None
-    """With `subspace`: largest persona shift of a completion that stays, in gaps between the personas; null for the shift that a
-    share `fpr` of the base model's honest completions exceeds."""
+    """With `subspace`: largest persona shift that a completion may have to be kept, in gaps between the personas; null for the
+    shift that a share `fpr` of the base model's honest completions exceeds."""
     fpr: float | None = None
     """Share of honest completions that may be left out (false-positive rate); null for the run's own `baseline.detector.fpr`."""
     labels: float | None = None
-    """Number of completions that are labelled to learn the linear probe; a value below 1 is their share of the pool from which
-    they are drawn. null for the run's own `baseline.detector.labels`."""
+    """For detector=probe: number of completions that are labelled to learn the linear probe; a value below 1 is their share of
+    the pool from which they are drawn. null for the run's own `baseline.detector.labels`."""
     layers: list[int] | None = None
     """Layers whose outputs the linear probe reads, counted from 0. A completion is left out only if it looks bad at all of them.
     null for the run's own `baseline.detector.layers`."""
     share: float | None = None
-    """For detector=random: share of the completions that is left out, from 0 to 1; null for every other detector."""
+    """For detector=random: share of the completions that is left out, from 0 to 1. It must be given with detector=random, and is
+    null otherwise."""
 
     def __post_init__(self) -> None:
         kinds = (*DETECTORS, RANDOM)

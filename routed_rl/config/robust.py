@@ -16,8 +16,8 @@ class RobustifyConfig:
     """The options of `routed-rl robustify`."""
 
     alpha: float
-    """How far each noised parameter moves from its value in the deployed model towards noise: 0 leaves it there, 1 replaces it by
-    noise."""
+    """How far each noised parameter moves from its value in the deployed model towards noise: 0 leaves it unchanged, 1 replaces
+    it by noise."""
     beta: float = 0.1
     """Size of the noise relative to Xavier-uniform noise. Parameters that are vectors get no noise, so the gains of norms only
     shrink."""
@@ -25,22 +25,24 @@ class RobustifyConfig:
     """Which parameters are noised: all (all that the run trained) or targets (those of them that belong to writers of the
     stream)."""
     samples: int = 2000
-    """Number of completions that the teacher writes in each environment."""
+    """Number of completions that the teacher, which is the deployed model, writes in each environment."""
     text: str | None = None
     """File of generic text, with one text a line, or JSON lines with `text`. It makes up half of each batch. null for none."""
     steps: int = 500
-    """Largest number of steps."""
+    """Largest number of training steps."""
     batch: int = 64
-    """Number of texts in a step."""
+    """Number of texts in a training step."""
     learning_rate: float = 1e-3
-    """Learning rate after the warm-up. Along a cosine it falls to a tenth of this value at the last step."""
+    """Learning rate after the warm-up. It then falls along a cosine, to a tenth of this value at the last step."""
     within: float = 0.02
-    """Training ends once the held-out loss is at most this share of the teacher's entropy; 0: it ends after `steps` steps
-    only."""
+    """Training ends once the loss on held-out tokens is at most this share of the teacher's entropy on them; 0: training ends
+    only after `steps` steps."""
     save_steps: int = 50
-    """Steps between two stored states that an interrupted command goes on from."""
+    """Number of steps after which the state of the training is stored each time, so that an interrupted command can go on from
+    it."""
     gate: str | None = None
-    """Which gate decides about each token: detector or models; null for none."""
+    """Gate, which decides for each token whether it is taught, skipped, or taught as noise. detector: by the score of a linear
+    probe; models: by the divergence between the teacher and `unlearned`; null: every token is taught."""
     skip: float | str | None = None
     """With a gate: score above which a token teaches nothing. auto for the probe's threshold (gate detector) or 1 nat (gate
     models); null: no token is skipped."""
@@ -95,8 +97,8 @@ class RelearnConfig:
     env: str
     """Name of the environment that pays for the behaviour that is relearned."""
     rates: list[float] = field(default_factory=lambda: [1e-5, 1e-4, 1e-3])
-    """Learning rates of the attacks. The result of a model is that of the rate that brings the behaviour back in the fewest
-    updates."""
+    """Learning rates of the attacks. For each model, the reported result is the one with the rate that brings the behaviour back
+    in the fewest updates."""
     by: list[str] = field(default_factory=lambda: list(ATTACKS))
     """The attacks that are run: any of rl (RL in the environment that pays for the behaviour) and sft (fine-tuning on completions
     that show it)."""
@@ -107,14 +109,14 @@ class RelearnConfig:
     level: float = 0.5
     """The behaviour counts as back once this share of the completions has a flag of `baseline.detector.flags`."""
     completions: int = 64
-    """For sft: number of completions that are learned from."""
+    """For sft: number of completions from which the model learns."""
     hacks: str | None = None
     """For sft: file of JSON lines with `prompt` and `completion`, from which the model learns; null for flagged completions of
     the run."""
     batch: int = 16
     """For sft: number of completions in a step."""
     samples: int = 256
-    """For sft: number of completions that are scored after each step to measure how large the flagged share is."""
+    """For sft: number of completions that are generated and scored after each step, to measure which share of them is flagged."""
 
     def __post_init__(self) -> None:
         check_options(self, {"steps": 1, "seeds": 1, "completions": 1, "batch": 1, "samples": 1})

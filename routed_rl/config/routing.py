@@ -20,8 +20,8 @@ class QuarantineConfig:
     """Step size of the quarantine's optimizer at full pace: the change of a coefficient per update, before the bound
     `max_shift`."""
     max_shift: float | None = 0.64
-    """Bound on the shift of the stream that one step of all targets together may cause, in units of the gap between the personas;
-    null for no bound."""
+    """Largest shift of the stream that one step of the quarantine, at all targets together, may cause, in units of the gap
+    between the personas; null for no bound."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay per step of the quarantine's first moments (one for each environment), and of its second moment, which all
     environments share."""
@@ -48,7 +48,8 @@ class QuarantineConfig:
 @dataclass(kw_only=True, slots=True)
 class RandomControlConfig:
     every: int = 16
-    """Steps between two comparisons of the ledger with random bases; 0: none."""
+    """Number of steps between two comparisons of the energy that is routed at the subspace with the energies inside random bases;
+    0: no comparison."""
     draws: int = 16
     """Number of random bases in a comparison. One comparison uses isotropic bases, the next one covariance-matched bases, in
     turns."""
@@ -61,8 +62,8 @@ class RandomControlConfig:
 @dataclass(kw_only=True, slots=True)
 class PracticeConfig:
     share: float = 0.75
-    """Share of the groups of an environment that the deployed model, instead of the policy, rolls out and learns. It holds for
-    the environments that `environments` names; 0: none."""
+    """In each environment that routing.practice.environments names: the share of the groups that the deployed model, instead of
+    the policy, rolls out and learns, from 0 to 1; 0: none."""
     environments: Any = AUTO
     """Environments in which the deployed model practises. auto: those that no verdict of the monitor has named and against which
     there is no evidence; all: all of them; or a list of names."""
@@ -91,20 +92,21 @@ class PracticeConfig:
 @dataclass(kw_only=True, slots=True)
 class LabelsConfig:
     rank: int = 16
-    """Rank of the quarantine's adapters, one on each linear module of the layers."""
+    """With routing.mode=labels: rank of the quarantine's LoRAs. Each linear module of the layers has one."""
     unit: str = "row"
-    """row: whole completions are flagged; token: of a flagged completion only the tokens in the spans that its score marks, or
-    all of its tokens if the score marks none."""
+    """row: a flagged completion is routed to the quarantine as a whole; token: only the tokens in the spans that the completion's
+    score marks are routed, or all of its tokens if the score marks no span."""
     method: str = "parameters"
     """parameters: the model's parameters get no gradient from flagged rows or tokens; activations: in addition, the linear
     modules of the layers pass no gradient of flagged rows or tokens on to earlier modules."""
     route: bool = True
-    """false: the model and the quarantine both learn from every row. This is a control with the same adapters and no routing."""
+    """true: flagged rows teach the quarantine instead of the model; false: the model and the quarantine both learn from every
+    row. The latter is a control with the same adapters and no routing."""
     strength: float = 1.0
     """Share of the gradient of flagged rows or tokens that the model does not get, from 0 to 1."""
     forget: float = 2.0
-    """Factor on the gradient of flagged rows or tokens in the quarantine, if strength=1. With a smaller strength the factor is 1
-    + strength * (forget - 1)."""
+    """Factor by which the quarantine's gradient of flagged rows or tokens is multiplied if strength=1. With a smaller `strength`
+    the factor is 1 + strength * (forget - 1)."""
     balanced: bool = True
     """Whether the reward of a completion is compared with the mean reward of only those completions in its group that are not
     flagged. A group whose completions are all flagged is compared with the mean of all of them."""
@@ -129,11 +131,11 @@ class RoutingConfig:
     by flags of completions, without a subspace."""
     cotangent: str | None = None
     """Which cotangent a target hands on in the backward pass. contained: without its component inside the subspace; open:
-    unchanged; null for the mode's own, which is open for observe and contained for route and erase."""
+    unchanged; null: open with mode=observe, contained with mode=route and mode=erase."""
     quarantine: QuarantineConfig = field(default_factory=QuarantineConfig)
     """The optimizer of the quarantine's coefficients."""
     random_control: RandomControlConfig = field(default_factory=RandomControlConfig)
-    """The comparison of the ledger with random bases."""
+    """How often, and with how many random bases, the ledger is compared with random bases as a control."""
     practice: PracticeConfig = field(default_factory=PracticeConfig)
     """Groups that the deployed model rolls out and learns, in environments against which the monitor has given no verdict."""
     labels: LabelsConfig = field(default_factory=LabelsConfig)

@@ -10,25 +10,27 @@ from routed_rl.errors import ConfigError
 @dataclass(kw_only=True, slots=True)
 class SubspaceCheckConfig:
     auroc: float = 0.8
-    """Smallest AUROC with which the subspace counts as good. It says how well the first axis tells the personas apart on held-out
-    prompts, at its best layer."""
+    """Smallest AUROC with which the subspace counts as good. The AUROC says how well the first axis, at its best layer, tells the
+    personas apart on held-out prompts."""
     stability: float = 0.5
-    """Smallest mean squared cosine with which the subspace counts as good. At every layer, it is taken between the bases that are
-    fitted to two halves of the pairs."""
+    """Smallest mean squared principal cosine, between the two bases that are fitted to two halves of the pairs, with which the
+    subspace counts as good. The worst layer decides."""
     p: float = 0.05
-    """Largest p value that the best axis may have in the causal check, after correction for the number of axes."""
+    """Largest p value that the best axis may have in the causal check, after correction for the number of axes. This check adds
+    axes and random directions to the stream and compares how much they change the likelihood of the personas' answers."""
     random: int = 64
-    """Smallest number of random directions of the same norm with which the causal check compares an axis. More are drawn if the
-    correction for the number of `axes` needs them."""
+    """Smallest number of random directions, of the same norm as the axes, with which the causal check compares each axis. More
+    are drawn if the correction for the number of axes (`axes`) needs them."""
     axes: int = 3
     """Number of axes, counted from the first, that the causal check steers along, and for which the p value is corrected; 0: no
     causal check."""
     answers: int = 16
-    """Number of reference questions that the causal check uses."""
+    """Number of reference answers (lines of the file `subspace.answers`) that the causal check uses."""
     layer: int | None = None
     """Layer at which the causal check steers; null for the layer at which the first axis separates best."""
     strength: float = 1.0
-    """Length of the vector that the causal check adds to the stream, in units of the gap between the personas at that layer."""
+    """Length of the vector that the causal check adds to the stream, in units of the gap between the personas at the layer where
+    it is added."""
 
     def __post_init__(self) -> None:
         check_at_least("subspace.check", self, {"auroc": 0, "stability": 0, "p": 0, "random": 1, "axes": 0, "answers": 2,
@@ -38,9 +40,11 @@ class SubspaceCheckConfig:
 @dataclass(kw_only=True, slots=True)
 class DegradeConfig:
     angle: float = 0.0
-    """Degrees by which every direction, and every axis with it, is turned away from the personas; 0: not at all."""
+    """Angle in degrees, from 0 to 90, by which every direction of the subspace, and every axis with it, is turned towards a
+    random direction outside the subspace; 0: not at all."""
     missing: float = 0.0
-    """Share of each layer's directions that is left out, from 0 to 1; their number is rounded down."""
+    """Share of each layer's directions that is left out at random, from 0 to 1. The number of directions that are left out is
+    rounded down."""
 
     def __post_init__(self) -> None:
         check_at_least("subspace.degrade", self, {"angle": 0, "missing": 0})
@@ -69,7 +73,7 @@ class SubspaceConfig(AxesConfig):
     path: str | None = None
     """For method=file: a folder of an extracted subspace, a safetensors file of vectors, a PEFT adapter, or a control vector
     (GGUF). For method=random: the folder or file of a subspace, whose ranks, axes, scales and units are copied to the random
-    subspace; null for those of the mean difference."""
+    subspace; null: they are copied from the subspace that mean_difference finds."""
     hook: str = "resid_post"
     """Where a layer's stream is read: resid_pre (its input), resid_mid (between attention and MLP), resid_post (its output)."""
     tokens: str | None = None
@@ -80,8 +84,8 @@ class SubspaceConfig(AxesConfig):
     temperature: float = 1.0
     """Temperature at which responses are sampled; 1 is the model's own distribution, 0 is greedy."""
     held_out: int = 256
-    """Number of pairs whose activations are kept, to measure the quality of the subspace on pairs that it was not fitted to. This
-    number bounds the memory that an extraction takes, however many prompts there are."""
+    """Number of pairs whose activations are kept, to measure the quality of the subspace on pairs to which it was not fitted.
+    This number bounds the memory that an extraction takes, however many prompts there are."""
     roles_file: str | None = None
     """For method=assistant_axis: file of roles, JSON lines of {"name": ..., "prompt": ...}."""
     traits_file: str | None = None
@@ -137,14 +141,15 @@ class SubspaceConfig(AxesConfig):
     """With rank=null: smallest singular value that a direction may have, as a share of the largest one in its layer. Weaker
     directions are left out."""
     layout: str = "spanning"
-    """Which directions the basis of a writer spans. per_layer: those that were read first after the writer had added its output
-    (with hook=resid_post at its own layer's output); spanning: these and those of all later layers; shared: those of all layers,
-    in one basis for all writers."""
+    """Which directions the basis of a writer spans. per_layer: the directions of the first layer whose stream is read after the
+    writer has added its output (with hook=resid_post the writer's own layer); spanning: the directions of this layer and of all
+    later ones; shared: the directions of all layers, in one basis for all writers."""
     shared_rank: int | None = None
-    """For layout=shared: largest rank of the one basis; null for all directions that `drop_below` leaves."""
+    """For layout=shared: largest rank of the one basis that all writers share; null for all directions that `drop_below`
+    leaves."""
     drop_below: float = 0.1
-    """For layouts spanning and shared: directions of several layers are joined, each weighted by its strength, and those whose
-    singular value is below this share of the largest are dropped."""
+    """For layouts spanning and shared, which join the directions of several layers, each weighted by its strength: joined
+    directions whose singular value is below this share of the largest one are dropped."""
     positions: int = 8
     """With tokens=prompt_end: largest number of tokens that are read at the end of a prompt. Only the tokens of the ending that
     both prompts of a pair share are read; the very last token is read in any case."""

@@ -10,8 +10,8 @@ from routed_rl.errors import ConfigError
 @dataclass(kw_only=True, slots=True)
 class PruneConfig:
     metric: str | None = None
-    """Name of a metric in metrics.jsonl. A trial ends early if its value at a step is worse than the median of the earlier trials
-    at that step; null: no trial ends early."""
+    """Name of a metric in metrics.jsonl. A trial ends early if its value of this metric at a step is worse than the median of the
+    earlier trials' values at the same step; null: no trial ends early."""
     after_trials: int = 4
     """Number of trials that must be finished before a trial may end early."""
     after_steps: int = 10
