@@ -1,5 +1,5 @@
-"""The option `share --check` sends two crawlers to a site, a polite and a rude one. If the site is a folder on this machine, it
-is served to them from here."""
+"""The option `share --check` sends two crawlers to a site, a polite and a rude one. If the site is a folder on this machine, a
+local server serves it to them."""
 
 import contextlib
 import functools
@@ -42,7 +42,7 @@ def _kind(document: Document) -> str:
 
 
 def _say_marks(found: list[Document], target: str) -> None:
-    """Print which reservations of rights the pages and the server make."""
+    """Print by which marks the pages and the server's headers forbid crawling and text mining, and which headers are missing."""
     pages = [document for document in found if document.page]
     noai = sum(b"noai" in document.body for document in pages)
     tdm = any(document.path == ".well-known/tdmrep.json" for document in found)

@@ -13,8 +13,8 @@ ARROW = b"ARROW:schema"
 
 def cleaned(schema: pa.Schema, change: Callable[[str], tuple[str, int]]) -> tuple[pa.Schema, int]:
     """Apply `change`, which returns a new text and how many private texts it removed, to the metadata of a table and of its
-    columns, and to the columns' names. Returns the new schema and how many were removed. Metadata of fields within a column
-    stays."""
+    columns, and to the columns' names. Returns the new schema and how many private texts were removed. The metadata of fields
+    nested within a column is not changed."""
     found = 0
 
     def clean(data: bytes) -> bytes:

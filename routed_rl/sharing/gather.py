@@ -64,7 +64,8 @@ class Gathered:
         return canary_of(self.content)
 
     def marked(self) -> Iterator[tuple[Clean, bytes]]:
-        """Yield each file with its bytes, in which the canary is. SharingError if a file has changed since it was read."""
+        """Yield each file of `files` with the bytes to share, which hold the canary. SharingError if a file has changed since it
+        was read."""
         canary = self.canary
         for file in self.files:
             clean = _cleaned_again(file, self.private)
@@ -97,8 +98,8 @@ def _read(source: Source, private: Private) -> Clean:
 
 
 def _cleaned(source: Source, private: Private) -> tuple[bytes, int, bool]:
-    """Return the bytes of a file without canary and private texts, how many private texts were removed, and whether the file was
-    written again."""
+    """Return the bytes of a file without canary and private texts, how many private texts were removed, and whether a parquet
+    file had to be written again although it had no private text."""
     suffix = source.path.suffix
     with reading(SharingError, f"{source.path} cannot be read"):
         data = source.path.read_bytes()
@@ -115,7 +116,8 @@ def _cleaned(source: Source, private: Private) -> tuple[bytes, int, bool]:
 
 
 def _cleaned_again(file: Clean, private: Private) -> bytes:
-    """Return the same bytes as the first time. A file that had nothing private is not searched again."""
+    """Read `file` once more and return its clean bytes. If cleaning changed nothing the first time, the file is not searched
+    again."""
     if file.private or file.anew:
         return _cleaned(file.source, private)[0]
     return KINDS[file.source.path.suffix].unmark(file.source.path.read_bytes())
@@ -134,7 +136,8 @@ def _of_run(run: RunFolder) -> tuple[list[Source], list[tuple[str, str]]]:
 
 
 def _prompts(run: RunFolder) -> tuple[list[Source], list[tuple[str, str]]]:
-    """Find the file of contrast prompts that the run's subspace names."""
+    """Return the file of contrast prompts from which the run's subspace was made, as a list with one source. If there is none,
+    the second list has its name and the reason, as in `Gathered.left_out`."""
     record = read_object(run.subspace / "subspace.json", {"provenance": dict[str, object]}) or {}
     given = str(record.get("provenance", {}).get("prompts", ""))
     try:

@@ -1,5 +1,5 @@
-"""The kinds of files that can carry a canary, one row of `KINDS` each: as a column, as a key of every object, or as a first line.
-For every kind, `unmark(mark(data))` is `data`, byte for byte.
+"""The kinds of files that can carry a canary, by suffix in `KINDS`. A file carries it in a column, in a key of every object, or
+in its first line. For every kind, `unmark(mark(data, canary))` is `data`, byte for byte.
 
 Not covered: CSV, whose readers would take a first line for a row; markup; anything compressed.
 """
@@ -52,7 +52,7 @@ def mark_json(data: bytes, canary: str) -> bytes:
 
 
 def mark_text(data: bytes, canary: str, comment: str = "# {}") -> bytes:
-    """Put `canary` into a comment in the first line. `comment` is the pattern of a comment."""
+    """Insert a comment with `canary` as the first line. `comment` is the form of a comment, in which {} stands for the canary."""
     _utf8(data)
     bom = BOM if data.startswith(BOM) else b""
     return bom + comment.format(canary).encode() + b"\n" + data.removeprefix(BOM)
@@ -91,7 +91,8 @@ def _loaded(text: str, what: str) -> Any:
 
 
 def _with_key(text: bytes, canary: str, what: str) -> bytes:
-    """Insert a key before the other keys of an object, in its text."""
+    """Return the JSON object `text` with the canary as its first key. Unfit if `text` is no JSON object; `what` names it in the
+    message."""
     if not isinstance(_loaded(_utf8(text), what), dict):
         raise Unfit(f"{what} is no JSON object, so it has no place for a canary")
     before, inside = text.split(b"{", 1)

@@ -47,8 +47,8 @@ def share(target: str, out: str, password_file: str | None, notice: Notice) -> P
 
 
 def unshare(file: str, out: str, password_file: str | None) -> Path:
-    """Write the files of an archive, or of a site, to `out`, without their canaries. Nothing is written unless each file has the
-    hash with which it was shared."""
+    """Unpack `file`, which is an archive or the folder of a site, into the new folder `out`, and remove the canaries.
+    SharingError, and nothing is written, if a file does not have the hash with which it was shared."""
     path, folder = Path(file).expanduser(), _new(out)
     path = path / ARCHIVE if path.is_dir() else path
     if not path.is_file():
@@ -93,7 +93,8 @@ def _pack(path: Path, secret: str, found: Gathered, files: dict[str, str]) -> No
 
 
 def _manifest(packed: Archive) -> dict[str, str]:
-    """Return the SHA-256 of each file by its name. SharingError if the manifest and the members do not match."""
+    """Return the SHA-256 of each file without its canary, by the file's name. SharingError if the archive's manifest does not
+    match its members."""
     problem = f"{packed.path} was not written by `routed-rl share`: "
     if MANIFEST not in packed.names or packed.size(MANIFEST) > LARGEST:
         raise SharingError(f"{problem}it has no {MANIFEST}; open it with 7z")

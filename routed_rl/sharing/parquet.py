@@ -1,8 +1,8 @@
 """Adds a canary column to a parquet file, and restores the old file to the byte.
 
-The file is written again with one more column. If pyarrow wrote the old file, as it writes those of a run, the pages of its
-columns come out the same. The rest of the old file, above all its footer, is kept in the new footer. So the column can be removed
-without writing pages, whose bytes would depend on the version of the writer. Not covered: encrypted parquet files.
+The file is written again with one more column. If pyarrow wrote the old file, which is so for the files of a run, the pages of
+the old columns come out the same. Everything else in the old file, above all its footer, is kept in the new footer. So the column
+can be removed without writing pages, whose bytes would depend on the version of the writer. Not covered: encrypted parquet files.
 """
 
 import base64
@@ -50,8 +50,8 @@ def unmark(data: bytes) -> bytes:
 
 
 def _without_canary(data: bytes, metadata: dict[bytes, bytes]) -> bytes:
-    """Remove from the footer's `metadata` what holds a canary, or a footer of before that somebody left when he dropped the
-    column."""
+    """Return the parquet file `data` without the entries of its footer's `metadata` that hold a canary, and without the entry
+    `OLD`. `mark` adds this entry, which stays behind if another program drops the canary column."""
     kept = {key: value for key, value in metadata.items() if key != OLD and PROJECT.encode() not in key + value}
     return data if len(kept) == len(metadata) else written(table_of(data).replace_schema_metadata(kept))
 
@@ -75,7 +75,7 @@ def written(table: pa.Table) -> bytes:
 
 
 def _chunks(metadata: pq.FileMetaData, but: str | None = None) -> Iterator[tuple[int, int]]:
-    """Yield where each column chunk begins and ends, by row group and column."""
+    """Yield where each column chunk begins and ends in the file, by row group and column. The column `but` is left out."""
     for group in map(metadata.row_group, range(metadata.num_row_groups)):
         for column in map(group.column, range(group.num_columns)):
             if column.path_in_schema != but:

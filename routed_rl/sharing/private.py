@@ -2,7 +2,8 @@
 
 Secrets are the values of this process's environment variables whose names look like those of secrets, keys of well-known shapes,
 private key blocks, and passwords in addresses. Paths are those of home folders, of the folder that is shared and of the current
-folder. Not covered: a secret that looks like any other word, names, mail addresses. Somebody has to read what is shared.
+folder. Not covered: a secret that looks like any other word, names, mail addresses. Somebody has to read the files before they
+are shared.
 """
 
 import json
@@ -59,7 +60,7 @@ class Private:
         return text, secrets + logins + places
 
     def settings(self, text: str) -> tuple[str, int]:
-        """As `text`, for a file of settings: every other absolute path is cut to its last name, too."""
+        """Do the same as `text` for the text of a settings file, and also cut every other absolute path to its last name."""
         text, found = self.text(text)
         text, paths = PATH.subn(r"PATH/\1", text)
         return text, found + paths
@@ -120,7 +121,7 @@ class Private:
 
 
 def _matching(column: pa.Array | pa.ChunkedArray, pattern: str) -> list[int]:
-    """Find the indices of the texts in which RE2 finds the pattern."""
+    """Return the indices of the texts in `column` in which RE2 finds `pattern`."""
     found = pc.match_substring_regex(column, pattern)  # pyright: ignore[reportAttributeAccessIssue]
     return [place for place, hit in enumerate(found.to_pylist()) if hit]
 
@@ -133,14 +134,15 @@ def _has_text(kind: pa.DataType) -> bool:
 
 
 def _written(texts: Iterable[str]) -> list[str]:
-    """Return the texts, and the forms in which JSON writes them if these differ, the longest first. A text that UTF-8 cannot hold
-    is in no file."""
+    """Return `texts`, the longest first, with the form in which JSON writes each one if that form differs. A text that UTF-8
+    cannot encode is left out, because no file can hold it."""
     known = [text for text in texts if not re.search("[\ud800-\udfff]", text)]
     return sorted({form for text in known for form in (text, json.dumps(text)[1:-1])}, key=len, reverse=True)
 
 
 def _end(place: str) -> str:
-    """Return the pattern of the end of a path. RE2 finds no boundary behind a sign or a letter beyond ASCII."""
+    """Return the pattern that must follow `place`, a path: a word boundary after a letter, digit or underscore of ASCII, and
+    otherwise nothing, because RE2 finds no boundary there."""
     return r"\b" if re.match(r"[A-Za-z0-9_]", place[-1]) else ""
 
 

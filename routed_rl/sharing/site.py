@@ -30,8 +30,8 @@ TURNSTILE = """<script src="https://challenges.cloudflare.com/turnstile/v0/api.j
 
 @dataclass(frozen=True)
 class Notice:
-    """Facts that only the person who shares knows. `terms`: a file that replaces the default terms; `site_key`: a key of
-    Cloudflare Turnstile."""
+    """Facts for the page that only the person who shares the data knows. `terms`: a file that replaces the default terms;
+    `site_key`: a key of Cloudflare Turnstile."""
 
     contact: str = NOBODY
     terms: str | None = None
@@ -46,7 +46,8 @@ class Notice:
             self.terms_text({})
 
     def terms_text(self, facts: dict[str, str]) -> str:
-        """Return the terms of use, which are in the archive too. `facts` fills the places in the default terms."""
+        """Return the text of the terms of use, which are in the archive too. `facts` fills the placeholders of the default terms.
+        SharingError if the file `self.terms` cannot be read."""
         if self.terms is None:
             return _filled(TERMS, facts)
         try:
@@ -75,8 +76,8 @@ def write_site(folder: Path, files: dict[str, str]) -> None:
 
 
 def _download(site_key: str | None) -> dict[str, str]:
-    """Return the parts of the page, by their names in its template, that lead to the archive. With `site_key` it is Turnstile's
-    widget, which shows the link to those who pass its test; without it, it is the link."""
+    """Return the parts of the page that lead to the archive, by their names in the page's template. If `site_key` is None, the
+    page shows the link to the archive; otherwise it shows Turnstile's widget, and the link only to those who pass its test."""
     if site_key is None:
         return {"turnstile_script": "<!-- Turnstile: share again with --site-key KEY -->",
                 "download": f'<p><a href="{ARCHIVE}" rel="nofollow">Download the archive</a></p>'}

@@ -1,4 +1,4 @@
-"""The error that says why a file is left out of what is shared."""
+"""The error that says why a file is not shared."""
 
 
 class Unfit(ValueError):
