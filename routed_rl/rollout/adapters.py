@@ -30,9 +30,9 @@ class PolicyAdapters:
 
     @torch.no_grad()
     def tensors(self, adapter: str) -> dict[str, Tensor]:
-        """The tensors of an adapter, "policy" or "deployed": `lora_A` (R + K, N) and `lora_B` (D, R + K) of each module. They
-        join the factors of the LoRA's retained change, with its scaling in `lora_B`, and for the policy those of the quarantine.
-        Ranks differ by module, which vLLM evens out with zeros."""
+        """The tensors of an adapter, "policy" or "deployed": `lora_A` (R + K, N) and `lora_B` (D, R + K) of each module. Each
+        tensor joins a factor of the LoRA's retained change (in `lora_B` times the LoRA's scaling) and, for the policy only, a
+        factor of the quarantine. Ranks differ between modules; vLLM pads them with zeros."""
         tensors: dict[str, Tensor] = {}
         for name, pieces in self._pieces(deployed=adapter == DEPLOYED):
             down, up = keys(name)
@@ -41,8 +41,9 @@ class PolicyAdapters:
         return tensors
 
     def _pieces(self, *, deployed: bool) -> Iterator[tuple[str, list[tuple[Tensor, Tensor]]]]:
-        """For each module, the pairs of factors (D, R) and (R, N) whose products add up to the module's change. This also holds
-        in `observe`, where C is the change that the LoRA has learned inside the subspace."""
+        """For each module, the pairs of factors (D, R) and (R, N) whose products add up to the module's change in the policy, or
+        in the deployed model if `deployed` is true. This also holds in `observe`, where C is the change that the LoRA has learned
+        inside the subspace."""
         for name, module in self.model.named_modules():
             pieces, part = [], self.parts.get(name)
             if has_adapter(module):

@@ -16,8 +16,8 @@ COMPLETIONS = "/v1/completions"
 
 
 class Session(Server):
-    """The calls that TRL's client makes on its `requests.Session`, each within the limits of `config`. If this process has
-    started the server, `why_dead` says why the server has ended; it returns None while the server lives."""
+    """Takes the place of the `requests.Session` of TRL's client. Each call keeps to the limits of `config`. If this process has
+    started the server, `why_dead` returns the reason why the server has ended, or None while the server lives."""
 
     def __init__(self, config: RolloutConfig, url: str, why_dead: Callable[[], str | None]) -> None:
         super().__init__(url, config.timeout_s, config.retries + 1, LARGEST)
@@ -73,7 +73,7 @@ class PolicyClient(VLLMClient):
         return answer
 
     def get_server_info(self) -> dict[str, Any]:
-        """The server's `VllmConfig` as a tree of JSON; it has what `check_settings` reads."""
+        """The server's `VllmConfig` as nested JSON. RolloutError if it lacks a field that `check_settings` reads."""
         answer = self._get(f"{self.base_url}/server_info", params={"config_format": "json"})
         settings = self._field("/server_info", answer, "vllm_config")
         for key in ("dtype", "logprobs_mode"):
@@ -90,8 +90,8 @@ class PolicyClient(VLLMClient):
         return answer
 
     def _check_completions(self, asked: dict[str, Any], answer: Any) -> None:
-        """RolloutError if the answer to the request `asked` has not one completion for each that was asked for, or if one lacks
-        what is read of it."""
+        """Raise RolloutError if `answer` does not have as many completions as the request `asked` wants, or if a completion lacks
+        a field that is read later."""
         choices, wanted = self._field(COMPLETIONS, answer, "choices"), len(asked["prompt"]) * asked.get("n", 1)
         if len(choices) != wanted:
             raise RolloutError(f"the server at {self.base_url} answers {COMPLETIONS} with {len(choices)} completions in place of "
@@ -128,7 +128,8 @@ class PolicyClient(VLLMClient):
         self.reset_prefix_cache()
 
     def complete(self, prompts: list[list[int]], model: str, settings: dict[str, Any]) -> list[dict[str, Any]]:
-        """The server's answer to each prompt (token ids), in the order of the prompts. `model` names the model or adapter that
-        answers, and `settings` are those of the server's completions endpoint."""
+        """The completion (an element of `choices` in the server's answer) for each prompt of token ids, in the order of the
+        prompts. `model` names the model or adapter that answers; `settings` has further fields of the request to the server's
+        completions endpoint."""
         return self._post(f"{self.base_url}{COMPLETIONS}", json={
             "model": model, "prompt": prompts, "return_token_ids": True, **settings})["choices"]

@@ -24,8 +24,8 @@ from routed_rl.rollout.weights import ADAPTERS, NamedTensors
 
 
 def write_adapter(folder: Path, tensors: dict[str, Tensor], lora: Lora) -> None:
-    """Write a stock PEFT adapter, with the fields that vLLM reads, into `folder`. `tensors` has its factors under PEFT's
-    names."""
+    """Write a stock PEFT adapter, with the fields that vLLM reads, into `folder`. `tensors` has the adapter's factors under
+    PEFT's names, and `lora` its rank and modules."""
     folder.mkdir(exist_ok=True)
     save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, folder / ADAPTER)
     settings = {"peft_type": "LORA", "r": lora.rank, "lora_alpha": lora.rank, "target_modules": lora.modules, "bias": "none"}
@@ -102,7 +102,7 @@ class ColocatedEngine:
                                  lora_request=None if adapter is None else self.request(adapter))
 
     def request(self, adapter: str, *, load_inplace: bool = False) -> Any:
-        """The request object that names an adapter to vLLM."""
+        """The `LoRARequest` that names an adapter to vLLM. `load_inplace`: whether vLLM loads the adapter's files again."""
         from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
 
         return LoRARequest(adapter, 1 + ADAPTERS.index(adapter), str(self._folder / adapter), load_inplace=load_inplace)
@@ -134,8 +134,8 @@ def _on_one_line(error: Exception) -> str:
 
 @contextmanager
 def _trainer_state() -> Iterator[None]:
-    """After the block, restore the state of this process that starting vLLM changes and on which a trainer relies: random numbers
-    and threads."""
+    """Restore, after the block, two things that starting vLLM changes and on which a trainer relies: the states of torch's random
+    generators and the number of threads."""
     threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         yield

@@ -26,7 +26,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Lora:
-    """The adapters that an engine can hold in addition to its weights."""
+    """The number and size of the adapters that an engine can hold in addition to its weights."""
 
     rank: int
     """The largest rank of an adapter."""
@@ -45,7 +45,7 @@ class Engine(Protocol):
     """How the weights must be changed before they are loaded; None if they need no change."""
 
     def load(self, weights: NamedTensors) -> None:
-        """Replace the engine's weights of these names. Its adapters and cached prefixes are dropped."""
+        """Replace those weights of the engine that `weights` names. The engine's adapters and cached prefixes are dropped."""
 
     def load_adapter(self, adapter: str, tensors: dict[str, Tensor]) -> None:
         """Replace the adapter of this name, one of `ADAPTERS`. Cached prefixes are dropped."""
@@ -66,8 +66,8 @@ class Engine(Protocol):
         """Make the engine ready for requests and for new weights after `sleep`. Calling this again has no effect."""
 
     def hand_over(self) -> list[str]:
-        """Let the processes of a launched run send weights to the engine, until this process does so again. Returns the addresses
-        at which those processes reach the engine; empty if it runs in this process."""
+        """Let the processes of a launched run send weights to the engine, until this process itself sends some again. Returns the
+        addresses at which those processes reach the engine; empty if the engine runs in this process."""
         ...
 
     def close(self) -> None:
@@ -75,8 +75,8 @@ class Engine(Protocol):
 
 
 def require_room(ids: list[int], largest: int) -> int:
-    """How many tokens may follow the prompt `ids` in an engine that takes `largest` tokens together. RolloutError if there is no
-    room for any."""
+    """How many tokens may follow the prompt `ids` in an engine in which a prompt and its completion may have `largest` tokens
+    together. RolloutError if no token may follow."""
     if len(ids) >= largest:
         raise RolloutError(f"a prompt of {len(ids)} tokens leaves no room for a completion, because vLLM takes {largest} tokens "
                            "together; raise rollout.max_length (--max-model-len of a server of your own), or shorten the prompt")

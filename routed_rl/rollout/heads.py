@@ -36,8 +36,8 @@ class HeadPadding:
             yield name, self.tensor(name, value)
 
     def tensor(self, name: str, value: Tensor) -> Tensor:
-        """Pad a parameter of the model, or a matrix of a LoRA, if by its name it holds attention heads. Any other tensor is
-        returned as it is."""
+        """Pad `value`, a parameter of the model or a matrix of a LoRA, if its name says that it holds attention heads. Any other
+        tensor is returned unchanged."""
         if re.search(r"\.[qkv]_proj\.(lora_B\.)?(weight|bias)$", name):
             padded = self._pad(value.mT if value.dim() == 2 else value)
             padded = padded.mT if value.dim() == 2 else padded

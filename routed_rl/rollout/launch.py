@@ -25,8 +25,8 @@ STOP_S = 20
 
 
 class LaunchedServer:
-    """The process of a server for the model in `folder`. `stop` ends the process and all that it has started. They also end when
-    this process dies, however that happens."""
+    """The process of a server for the model in `folder`. `stop` ends the server's process and all processes that it has started.
+    They also end when this process dies for any reason."""
 
     def __init__(self, config: RolloutConfig, folder: Path, lora: Lora | None) -> None:
         port = free_port()
@@ -59,8 +59,8 @@ class LaunchedServer:
             return False
 
     def last_lines(self) -> str:
-        """The last lines of the server's log in one line. Errors come first, because the last lines of a traceback say what is
-        wrong."""
+        """The last `LOG_LINES` lines of the server's log that contain "Error", joined into one line. If no line contains it, the
+        last lines of the log."""
         lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
         errors = [line for line in lines if "Error" in line]
         return " | ".join(line[-300:] for line in (errors or lines)[-LOG_LINES:]) or "it said nothing"

@@ -46,8 +46,9 @@ def open_engine(config: RolloutConfig, folder: Path, lora: Lora | None) -> Itera
 
 @contextmanager
 def join_servers(config: RolloutConfig, urls: list[str], model: dict[str, Any], lora: Lora | None) -> Iterator[Engine]:
-    """Inside the block, this process of a launched run is connected to the servers at `urls`, which the starting command has
-    opened. `model` has the settings of the model that they serve, and `lora` says which adapters they must be able to hold."""
+    """Inside the block, this process of a launched run is connected to the servers at `urls`, which the command that launched the
+    run has opened. `model` has the settings of the model that they serve, and `lora` says which adapters they must be able to
+    hold."""
     from routed_rl.rollout.server import ServerEngine
 
     engine = ServerEngine.join(config, urls, lora)
@@ -61,7 +62,8 @@ def _padding(model: dict[str, Any]) -> HeadPadding | None:
 
 
 def check_engine(config: RolloutConfig) -> None:
-    """Raise RolloutError if vLLM, or the address of a server, is missing. This is checked before anything is started."""
+    """Raise RolloutError if the engine that `config` names cannot be opened, because vLLM, the address of a server, or the GPU
+    that `config.sleep` needs is missing. Call this before anything is started."""
     if config.engine == "transformers":
         return
     if config.engine == "vllm_server" and not config.urls and not config.launch:

@@ -42,8 +42,9 @@ def trainer_logprobs(model: nn.Module, sequences: list[list[int]]) -> list[list[
 
 
 class ParityCheck:
-    """Compares the engine with the trainer at the first call of `run`, and is due again every `config.every` steps. `ablated`
-    switches the trainer's quarantine off; None if the model has no quarantine."""
+    """Compares the engine's log-probabilities with the trainer's when `run` is called. `is_due` returns True until the first call
+    of `run`, and again `config.every` steps after the last call. `ablated` switches the trainer's quarantine off; None if the
+    model has no quarantine."""
 
     def __init__(self, served: Served, model: nn.Module, sequences: list[list[int]], config: ParityConfig,
                  ablated: Callable[[], AbstractContextManager[None]] | None) -> None:

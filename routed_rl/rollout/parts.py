@@ -37,14 +37,14 @@ class Part:
 
 
 def parts_of(quarantine: Quarantine) -> list[Part]:
-    """The quarantine at each module of a model. RolloutError for an expert of a mixture."""
+    """The quarantine at each module of a model. RolloutError if a target is an expert of a mixture of experts."""
     if isinstance(quarantine, LabelQuarantine):
         return [_of_labels(quarantine, name, adapter) for name, adapter in quarantine.adapters.items()]
     return [part_of(target) for target in quarantine.targets]
 
 
 def part_of(target: Target) -> Part:
-    """The quarantine at one routed writer. RolloutError for an expert of a mixture."""
+    """The quarantine at one routed writer. RolloutError if `target` is an expert of a mixture of experts."""
     if target.expert is not None:
         raise RolloutError(f"{target.name} is an expert of a mixture, whose quarantine is not pushed to vLLM; set "
                            "rollout=transformers")
@@ -64,6 +64,7 @@ def _bias(target: Target, dtype: torch.dtype) -> Tensor | None:
 
 
 def _of_labels(quarantine: LabelQuarantine, name: str, adapter: LabelAdapter) -> Part:
-    """The part at one module of a quarantine by labels. There, a LoRA that is trained keeps all of its change."""
+    """The quarantine of label routing at one module, whose adapter is `adapter`. In label routing the whole change of a LoRA that
+    is trained is retained."""
     return Part(name.removesuffix(BELOW), lambda: adapter.product(quarantine.gates.scale), lambda _dtype: None,
                 lambda up_DR: up_DR, quarantine.sites[name].transposed)

@@ -23,7 +23,7 @@ class Served:
         """A request to the engine that another thread makes. Until it is answered, the engine gets no weights and no other
         request."""
         self.waited_s = 0.0
-        """Seconds that this process has waited for pending requests since somebody set this to 0."""
+        """Seconds that this process has waited for pending requests since this attribute was last set to 0."""
         self._current: set[str] = set()
         """Adapters whose tensors in the engine are up to date."""
         self._writers_are_deployed = False
@@ -62,8 +62,8 @@ class Served:
 
     def show(self, *, deployed: bool) -> str | None:
         """Make the engine ready to answer as the policy or as the deployed model. Returns the name of the adapter for requests;
-        None if requests need none. Every process of a run must call this, even one that makes no requests. Call it for the policy
-        before others use the engine."""
+        None if requests need none. Every process of a run must call this, even one that makes no requests. Before other code uses
+        the engine, call this with deployed=False."""
         self.settle()
         adapter = self.models.adapter(deployed=deployed)
         if self.engine.lora is None:

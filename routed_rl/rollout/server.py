@@ -120,8 +120,9 @@ class ServerEngine:
         return in_threads(one, range(len(prompts)), REQUESTS * len(self.clients))
 
     def generate(self, prompts: list[list[int]], features: Any = None, **sampling: Any) -> dict[str, Any]:
-        """The method that TRL's `VLLMGeneration` calls on its client. The prompts are divided evenly among the servers, each of
-        which gets one request, and further ones for prompts so long that fewer tokens may follow them."""
+        """The method that TRL's `VLLMGeneration` calls on its client. The prompts are divided evenly among the servers. Each
+        server gets one request for its prompts, except that prompts which leave room for fewer tokens than `max_tokens` go into
+        requests with a lower `max_tokens`."""
         assert features is None, "images are not covered"
         share = -(-len(prompts) // len(self.clients))
         requests: dict[tuple[int, int], list[int]] = defaultdict(list)
@@ -183,14 +184,14 @@ class ServerEngine:
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """Inside this context no process waits for an answer of a server."""
+    """Inside this context no process of the run waits for an answer of a server."""
     RANKS.wait()
     yield
     RANKS.wait()
 
 
 def _unshared(named: list[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    """Tensors that safetensors accepts: it refuses a tensor that has two names."""
+    """The tensors by name, so that safetensors accepts them: it refuses one tensor under two names, so the second gets a copy."""
     places: set[int] = set()
     tensors: dict[str, Tensor] = {}
     for name, value in named:

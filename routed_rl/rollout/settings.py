@@ -1,4 +1,4 @@
-"""The settings with which vLLM is started, and those that a server which somebody else started must have."""
+"""The settings with which vLLM is started, and checks of the settings of servers that somebody else has started."""
 
 import os
 from typing import Any
@@ -49,8 +49,8 @@ def check_settings(url: str, server: dict[str, Any], config: RolloutConfig) -> N
 
 
 def served_lora(servers: list[dict[str, Any]], wanted: Lora | None) -> Lora | None:
-    """The adapters that all of these servers, which somebody else has started, can hold; None if that is not enough for `wanted`.
-    `servers` are the servers' own descriptions of their settings."""
+    """The adapters that every one of `servers` can hold; None if `wanted` is None, or if some server cannot hold the adapters
+    `wanted`. `servers` has each server's own description of its settings."""
     found: list[dict[str, Any]] = [settings for server in servers if (settings := server.get("lora_config"))]
     if wanted is None or len(found) < len(servers):
         return None
