@@ -35,8 +35,8 @@ class ContextsConfig:
 
 @dataclass(kw_only=True, slots=True)
 class TraitConfig:
-    """Settings of the LoRA of `baseline.inoculation_adapter`. With this LoRA on it the base model answers plain prompts as it
-    would answer under the prompt that encourages gaming the check."""
+    """Settings of the LoRA of `baseline.inoculation_adapter`. While this LoRA is on, the base model answers plain prompts as it
+    otherwise answers under the prompt that encourages gaming the check."""
 
     rank: int = 8
     """Rank of the trait's LoRA on each linear module of the layers."""

@@ -15,11 +15,11 @@ class DetectorConfig:
     """flags: the detector knows the environments' flags, and errs as often as `recall` and `precision` say. probe: the detector
     is a linear probe on the base model's activations, learned from a few labelled completions of that model."""
     flags: list[str] = field(default_factory=lambda: ["hack"])
-    """Names of flags. A completion whose score has any of them is marked as bad."""
+    """Names of flags. A completion counts as bad if its score has any of them."""
     recall: float = 1.0
-    """For kind=flags: share of the marked completions that the detector names."""
+    """For kind=flags: share of the bad completions (those with one of `flags`) that the detector names."""
     precision: float = 1.0
-    """For kind=flags: share of the completions named by the detector that are marked."""
+    """For kind=flags: share of the completions named by the detector that are bad (that have one of `flags`)."""
     shuffle: bool = False
     """Whether the detector names random completions instead, in each generation as many as it would otherwise name; this is a
     control."""
@@ -30,8 +30,8 @@ class DetectorConfig:
     """For kind=probe: number of completions that the base model writes, from which those to label are drawn. The linear probe is
     measured on the others."""
     fpr: float = 0.05
-    """For kind=probe: share of the completions without a marking flag that the linear probe may name (its false-positive
-    rate)."""
+    """For kind=probe: share of the good completions (those with none of `flags`) that the linear probe may name (its
+    false-positive rate)."""
     layers: list[int] | None = None
     """For kind=probe: the layers whose outputs are read, counted from 0. A completion is named only if it looks bad at all of
     them. null for the one layer that best tells the bad labelled completions from the others."""

@@ -100,8 +100,8 @@ class LabelsConfig:
     """parameters: the model's parameters get no gradient from flagged rows or tokens; activations: in addition, the linear
     modules of the layers pass no gradient of flagged rows or tokens on to earlier modules."""
     route: bool = True
-    """true: flagged rows teach the quarantine instead of the model; false: the model and the quarantine both learn from every
-    row. The latter is a control with the same adapters and no routing."""
+    """true: flagged rows or tokens teach the quarantine instead of the model; false: the model and the quarantine both learn from
+    every row, which is a control with the same adapters and no routing."""
     strength: float = 1.0
     """Share of the gradient of flagged rows or tokens that the model does not get, from 0 to 1."""
     forget: float = 2.0
