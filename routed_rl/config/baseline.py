@@ -17,7 +17,7 @@ class ContextsConfig:
     generate: str = NEUTRAL
     """Prompt under which completions are generated: neutral (the task's own), encourage or discourage."""
     train: str = NEUTRAL
-    """Prompt under which the same completions are learned: neutral (the task's own), encourage or discourage."""
+    """Prompt under which the generated completions are learned: neutral (the task's own), encourage or discourage."""
     encourage: str | None = None
     """Text that encourages gaming the check. It is added as a system message, or put before a prompt that is plain text. null for
     the environment's own text (its attribute `contexts`), or, where it has none, for a built-in sentence to a chat model."""
@@ -48,7 +48,8 @@ class TraitConfig:
     learning_rate: float = 2e-3
     """Learning rate of AdamW while the trait's LoRA is learned."""
     random: bool = False
-    """Whether the factors of the trait's LoRA are replaced by random ones of the same norm, module by module, as a control."""
+    """Whether the trait's LoRA is replaced, as a control, by a LoRA with random factors, whose product has the same norm at each
+    module."""
 
     def __post_init__(self) -> None:
         check_at_least("baseline.trait", self, {"rank": 1, "completions": 1, "passes": 1, "learning_rate": 0})

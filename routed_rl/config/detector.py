@@ -27,8 +27,8 @@ class DetectorConfig:
     """For kind=probe: how many completions are labelled. A value below 1 is a share of `pool`; a value of 1 or more is a number
     of completions."""
     pool: int = 4000
-    """For kind=probe: number of completions that the base model writes, from which those to label are drawn. The linear probe is
-    measured on the others."""
+    """For kind=probe: number of completions that the base model writes. As many of them as `labels` says are labelled, and the
+    linear probe is measured on the others."""
     fpr: float = 0.05
     """For kind=probe: share of the good completions (those with none of `flags`) that the linear probe may name (its
     false-positive rate)."""

@@ -45,8 +45,8 @@ class MonitorConfig:
     """Axis of the subspace along which shifts are measured; null for the first axis, which points to the positive persona."""
     completions: int = 5
     """How many completions of each environment and generation are kept with their push and shift, in each of five rankings:
-    highest push, lowest push, highest shift, lowest shift, and highest shift among those paid more than their group's mean; 0:
-    none."""
+    highest push, lowest push, highest shift, lowest shift, and highest shift among completions that are paid more than their
+    group's mean; 0: none."""
     health: int = 0
     """Number of steps between two comparisons of the policy with the base model, by the activations of both on the same
     completions along `monitor.axis`; 0: no comparison."""
@@ -93,9 +93,9 @@ class MonitorConfig:
         return {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if section(each) is not None}
 
     def check_names(self, known: Collection[str], before: "MonitorConfig | None" = None) -> None:
-        """Raise ConfigError if a rule has a limit for an environment that is not among `known`, those that are trained on,
-        because the limit would do nothing. A limit that is also in `before`, the settings with which the run began, is accepted,
-        because the run may have dropped the environment since."""
+        """Raise ConfigError if a rule has a limit for an environment that is not among `known`, the environments that are trained
+        on, because the limit would do nothing. A limit that is also in `before`, the settings with which the run began, is
+        accepted, because the run may have dropped the environment since."""
         old = before.rules() if before is not None else {}
         for rule, settings in self.rules().items():
             for name in settings.limits:

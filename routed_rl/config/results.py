@@ -12,7 +12,7 @@ from routed_rl.errors import ConfigError
 @dataclass(kw_only=True, slots=True)
 class EvaluationConfig:
     samples: int = 2000
-    """Completions per environment and model, one per task; 0: no evaluation."""
+    """Number of completions per environment and model in an evaluation, one per task; 0: no evaluation."""
     batch_size: int = 500
     """Number of completions that are generated at once in an evaluation."""
     temperature: float = 1.0
@@ -23,10 +23,11 @@ class EvaluationConfig:
     max_failures: float = 0.05
     """Share of its completions that an environment may fail to score, in training and in evaluation, before the run stops."""
     every: int = 0
-    """Training steps between two evaluations of the policy and the deployed model, which are written to metrics.jsonl; 0: none
-    during training."""
+    """Number of training steps between two evaluations of the policy and the deployed model, which are written to metrics.jsonl;
+    0: none during training."""
     during_samples: int = 100
-    """Completions per environment and model of an evaluation during training (`every`), on the same tasks each time."""
+    """Number of completions per environment and model in each evaluation during training (see `every`). The tasks are the same
+    each time."""
     contexts: list[str] = field(default_factory=list)
     """Contexts in which every model is evaluated at the end of a run, in addition to the tasks' own prompts: any of encourage and
     discourage, whose texts are those of `baseline.contexts`; empty for none."""

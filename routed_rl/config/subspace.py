@@ -78,7 +78,8 @@ class SubspaceConfig(AxesConfig):
     """Where a layer's stream is read: resid_pre (its input), resid_mid (between attention and MLP), resid_post (its output)."""
     tokens: str | None = None
     """Tokens at which the stream is read. prompt_end: the last `positions` tokens of a prompt; response_mean: the mean over a
-    response that the model writes; null: response_mean for assistant_axis and persona_vectors, prompt_end for the others."""
+    response that the model writes; null: response_mean for assistant_axis and persona_vectors, prompt_end for the other
+    methods."""
     response_tokens: int = 16
     """Largest number of tokens of a response that the model writes for response_mean."""
     temperature: float = 1.0
