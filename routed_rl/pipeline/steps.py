@@ -82,7 +82,7 @@ def forget_deployed(run: RunFolder, *, discard: bool) -> None:
     if not run.deployed.exists():
         return
     if not discard:
-        console.say(f"{run.deployed} stays as it is, which becomes a model of fewer steps than this run (discard=false)")
+        console.say(f"{run.deployed} stays as it is (discard=false), and will hold a model of fewer steps than this run")
         return
     console.say(f"removing {run.deployed} until the run ends")
     if run.deployed.is_symlink():
