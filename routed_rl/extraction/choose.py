@@ -100,9 +100,9 @@ def by_target(job: Job, prepare: Prepare) -> Choose:
 
 
 def by_answers(job: Job, _prepare: Prepare) -> Choose:
-    """Return a function that chooses the factors with the largest effect on preference pairs. The score of a factor is how much a
-    vector along it, added to the stream, raises the log-likelihood of positive answers over that of negative answers, in nats per
-    token: half the difference between the vector and the opposite vector."""
+    """Return a function that chooses, among the directions ("factors") that a method without labels has found, those with the
+    largest effect on preference pairs. A factor's score is half the change of the log-likelihood of positive answers over that
+    of negative answers, in nats per token, when a vector along the factor is added to the stream in place of its opposite."""
     pairs, source = preference_pairs(job)
 
     def choose(found: Factors) -> Chosen:

@@ -147,8 +147,8 @@ def write_deployed(run: RunFolder, out: Path, step: int | None, kept: dict[str, 
 
 
 def written(write: Callable[[Path, Finish], Path], out: Path, base: Base | None, finish: Finish) -> Path:
-    """Call `write`, which writes a model or a LoRA to `out`. If `base` is given, write that model to `out` instead, with the LoRA
-    merged into it."""
+    """Without `base`, call `write(out, finish)`, which writes a model or a LoRA to `out`. With `base`, write that model to `out`,
+    with the LoRA merged into it that `write` makes."""
     if base is None:
         return write(out, finish)
     from routed_rl.export.merging import merged

@@ -18,7 +18,8 @@ POLICY, DEPLOYED = ADAPTERS = ("policy", "deployed")
 
 
 class Models(Protocol):
-    """The weights, and an adapter on top of them, with which an engine serves the policy or the deployed model."""
+    """Gives an engine what it needs to serve the policy and the deployed model: weights, and for each of the two models an adapter
+    on top of them if it needs one."""
 
     model: nn.Module
     """The trainer's model."""

@@ -44,8 +44,8 @@ class LabelledRows:
         return ONLY if self.column is None else row[self.column]
 
     def tasks(self, inputs: list[dict[str, Any]]) -> list[int]:
-        """Return the number of each row's task, for the rows of a generation, which come in whole groups. Every group gets a new
-        task, and counts as one more task of its environment."""
+        """Return for each row of a generation the number that identifies its task. The rows come in whole groups. Each group is
+        numbered as a new task, even if its prompt occurred before, and is counted as one more task of its environment."""
         self._places, first = {}, self._made.total()
         for group, row in enumerate(inputs[::self.group_size]):
             name = self.name_of(row)
