@@ -41,8 +41,8 @@ def line_chart(run: RunData, name: str, title: str, lines: dict[str, pd.Series],
 
 
 def panel_chart(run: RunData, name: str, title: str, grid: dict[str, dict[str, pd.Series]]) -> Chart:
-    """A picture with a small panel for each key of `grid`. The value of the key has the panel's lines by name, and the names are the
-    same in all panels. `name` is the id of the picture in the page."""
+    """A picture with a small panel for each key of `grid`. The value of the key has the panel's lines by name, and the names are
+    the same in all panels. `name` is the id of the picture in the page."""
     keys = dict.fromkeys(key for lines in grid.values() for key in lines)
     longest = max((series for lines in grid.values() for series in lines.values()), key=len)
     thin = {env: {key: thinned(series, FEW, mean=True) for key, series in lines.items()} for env, lines in grid.items()}

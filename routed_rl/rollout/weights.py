@@ -18,8 +18,8 @@ POLICY, DEPLOYED = ADAPTERS = ("policy", "deployed")
 
 
 class Models(Protocol):
-    """Gives an engine what it needs to serve the policy and the deployed model: weights, and for each of the two models an adapter
-    on top of them if it needs one."""
+    """Gives an engine what it needs to serve the policy and the deployed model: weights, and for each of the two models an
+    adapter on top of them if it needs one."""
 
     model: nn.Module
     """The trainer's model."""
