@@ -28,8 +28,8 @@ class LeanMixin(PlanningMixin):
     """The argument `positions` with which `run_pass` must be called for this model; None until `find_positions` has found it."""
 
     def name_rows(self, inputs: dict[str, Any], some: Pass | None) -> None:
-        """Hook for subclasses, called before each forward pass with gradients. `inputs`: the micro-batch. `some`: the pass, or
-        None if all rows of the micro-batch run with their padding."""
+        """Hook for subclasses, called before each forward pass of rows of a micro-batch. `inputs`: the micro-batch. `some`: the pass,
+        or None if all rows of the micro-batch run with their padding."""
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         self._inputs = inputs
@@ -82,6 +82,13 @@ class LeanMixin(PlanningMixin):
         logps_BC, entropies_BC = _sampled(inputs), torch.zeros(inputs["completion_ids"].shape, device=input_ids.device)
         everyone = torch.arange(len(input_ids), device=input_ids.device)
         rows = everyone if self.reads_states or self._every_row_teaches() else chosen_rows(inputs)
+        others = everyone[~torch.isin(everyone, rows)]
+        if len(others) and self._reads_entropy():
+            # First, because a checkpointed pass of the other rows is repeated with the rows that were named last.
+            with torch.no_grad():
+                some = make_pass(others, input_ids, attention_mask, tokens)
+                self.name_rows(inputs, some)
+                entropies_BC = entropies_BC.index_put(some.places, self._run(model, some)[1])
         whole, found = self.reads_states, list[tuple[Pass, Tensor, Tensor]]()
         for chosen in [] if not len(rows) else self._passes(rows, lengths(inputs)[rows]):
             some = make_pass(chosen, input_ids, attention_mask, tokens, whole=whole)
@@ -91,12 +98,7 @@ class LeanMixin(PlanningMixin):
             rows_N, columns_N = (torch.cat([some.places[axis] for some, *_ in found]) for axis in (0, 1))
             logps_BC = logps_BC.index_put((rows_N, columns_N), torch.cat([logps for _, logps, _ in found]))
             entropies_BC = entropies_BC.index_put((rows_N, columns_N), torch.cat([entropies for *_, entropies in found]))
-        others = everyone[~torch.isin(everyone, rows)]
-        if len(others) and self._reads_entropy():
-            with torch.no_grad():
-                some = make_pass(others, input_ids, attention_mask, tokens)
-                entropies_BC = entropies_BC.index_put(some.places, self._run(model, some)[1])
-        elif len(others) and found:
+        if len(others) and found and not self._reads_entropy():
             entropies_BC[others] = torch.cat([entropies for *_, entropies in found]).detach().mean()
         return logps_BC, entropies_BC
 
