@@ -28,8 +28,8 @@ class LeanMixin(PlanningMixin):
     """The argument `positions` with which `run_pass` must be called for this model; None until `find_positions` has found it."""
 
     def name_rows(self, inputs: dict[str, Any], some: Pass | None) -> None:
-        """Hook for subclasses, called before each forward pass of rows of a micro-batch. `inputs`: the micro-batch. `some`: the pass,
-        or None if all rows of the micro-batch run with their padding."""
+        """Hook for subclasses, called before each forward pass of a micro-batch's rows. `inputs`: the micro-batch. `some`: the
+        pass, or None if all rows of the micro-batch run with their padding."""
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         self._inputs = inputs
