@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from routed_rl import console
-from routed_rl.artifacts import read_object, resolve, write_json
+from routed_rl.artifacts import ADAPTER_CONFIG, read_object, resolve, write_json
 from routed_rl.artifacts.whole import sha256
 from routed_rl.config import BaselineConfig, Config, ModelConfig
 from routed_rl.config.robust import FINE_TUNING, RL, RelearnConfig
@@ -24,7 +24,7 @@ from routed_rl.training.fine_tune import fine_tune
 NEVER = 10**6
 """Steps between two checkpoints of an attack. It is larger than any number of updates, so that only the last checkpoint is
 written."""
-READ = ("*.safetensors", "*.bin", "config.json", "adapter_config.json", "tokenizer*", "chat_template*")
+READ = ("*.safetensors", "*.bin", "config.json", ADAPTER_CONFIG, "tokenizer*", "chat_template*")
 """Patterns of the files in a model's folder on which the results of an attack depend."""
 Said = tuple[Any, str]
 
