@@ -3,7 +3,6 @@
 TRL's loop that TRL keeps in memory and does not save."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from routed_rl.artifacts import ADAPTER, RunFolder, sealed_folder
+from routed_rl.artifacts import ADAPTER, RunFolder, remove, sealed_folder
 from routed_rl.errors import CheckpointError, reading
 from routed_rl.model.base import stored_names
 from routed_rl.ranks import RANKS
@@ -45,7 +44,7 @@ def writing(run: RunFolder, step: int, keep: int | None) -> Iterator[Path]:
                               f"the last whole one is {whole.name if whole else 'none'}; make room, then "
                               f"{run.go_on()}") from error
     for old in [each for each in run.steps() if each <= step][:-keep] if keep else []:
-        shutil.rmtree(run.checkpoint(old))
+        remove(run.checkpoint(old))
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from routed_rl.artifacts import (
     write_json,
 )
 from routed_rl.audit import audit
+from routed_rl.checkpoint import writing
 from routed_rl.cli import main
 from routed_rl.cli.compose import compose
 from routed_rl.config import AuditConfig, Config, LaunchConfig
@@ -301,6 +302,17 @@ def test_a_link_to_a_folder_stays_if_a_run_is_refused_and_nothing_behind_a_link_
             (partial / "file").write_text(text)
     assert not link.is_symlink() and (link / "file").read_text() == "2" and (real / "mine").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "run"], "a link that was put aside is gone, too"
+
+
+def test_a_checkpoint_that_was_moved_to_another_disk_and_linked_does_not_stop_the_run(tmp_path):
+    run, disk = RunFolder(tmp_path / "run"), tmp_path / "disk"
+    with writing(run, 1, keep=1) as partial:
+        (partial / "file").touch()
+    run.checkpoint(1).rename(disk)
+    run.checkpoint(1).symlink_to(disk)
+    with writing(run, 2, keep=1) as partial:
+        (partial / "file").touch()
+    assert run.steps() == [2] and (disk / "file").exists()
 
 
 @pytest.mark.parametrize("discard", [True, False])

@@ -13,7 +13,9 @@ import pytest
 import yaml
 
 from routed_rl.cli import main, parser
-from routed_rl.cli.compose import compose, from_anywhere, parse_override
+from routed_rl.cli.compose import compose
+from routed_rl.cli.overrides import parse_override
+from routed_rl.cli.paths import from_anywhere
 from routed_rl.cli.settings_file import overrides_of
 from routed_rl.cli.verbs import VERBS
 from routed_rl.inspection.settings import all_settings, sections

@@ -14,6 +14,7 @@ from routed_rl.artifacts.whole import (
     broken_seal,
     read_json,
     read_object,
+    remove,
     replacing,
     sealed_folder,
     write_json,
@@ -22,4 +23,5 @@ from routed_rl.artifacts.whole import (
 
 __all__ = ["ADAPTER", "ADAPTER_CONFIG", "CARD", "KEPT", "LOCK", "SEAL", "RunFolder", "alone_in", "alone_making", "broken_seal",
            "check_above", "check_file", "damage", "data_root", "find_data", "first_nonfinite", "is_held", "read_json",
-           "read_object", "replacing", "require_seal", "resolve", "sealed_folder", "step_of", "write_json", "write_text"]
+           "read_object", "remove", "replacing", "require_seal", "resolve", "sealed_folder", "step_of", "write_json",
+           "write_text"]

@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,20 +37,22 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary place to write to, which becomes `path` in one step when the block ends, and is removed if the block
     fails. If the process is killed at any moment, `path` is the complete old one, the complete new one, or absent."""
     partial, old = (path.with_name(f".{path.name}.{what}") for what in ("partial", "old"))
-    _remove(partial)
+    remove(partial)
     try:
         yield partial
         for each in [*partial.rglob("*"), partial]:
             _share(each, partial)
             _sync(each)
-        _remove(old)
+        remove(old)
         if path.is_dir():
             os.replace(path, old)
         os.replace(partial, path)
         _sync(path.parent)
-        _remove(old)
+        with suppress(OSError):  # the new one is in its place, and the next call removes the old one
+            remove(old)
     except BaseException:
-        _remove(partial)
+        with suppress(OSError):
+            remove(partial)
         raise
 
 
@@ -134,9 +136,11 @@ def broken_seal(folder: Path) -> str | None:
     return f"{min(weights - sealed.keys())} is not sealed" if weights - sealed.keys() else None
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():  # nothing behind a link is removed
-        shutil.rmtree(path, ignore_errors=True)
+def remove(path: Path) -> None:
+    """Remove a file, a folder, or a link (not the files behind it). Does nothing if there is nothing at `path`; OSError if
+    something cannot be removed."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
 

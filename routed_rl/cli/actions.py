@@ -5,9 +5,10 @@ itself."""
 from argparse import Namespace
 from datetime import datetime
 
-from routed_rl.cli.compose import compose, from_anywhere
+from routed_rl.cli.compose import compose
 from routed_rl.cli.hardening import attacks, experiment
 from routed_rl.cli.hardening import relearn as relearn  # a verb
+from routed_rl.cli.paths import from_anywhere
 from routed_rl.cli.space import split
 from routed_rl.cli.words import names, numbers, refuse_fixed, shares
 from routed_rl.errors import ConfigError

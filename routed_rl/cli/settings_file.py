@@ -14,7 +14,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from routed_rl.cli.compose import from_anywhere, hydra_text
+from routed_rl.cli.overrides import hydra_text
+from routed_rl.cli.paths import from_anywhere
 from routed_rl.errors import ConfigError
 
 PLAIN = re.compile(r"[A-Za-z_][\w./-]*")

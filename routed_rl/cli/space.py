@@ -3,7 +3,7 @@
 
 from hydra.core.override_parser.types import Glob, IntervalSweep
 
-from routed_rl.cli.compose import parse_override
+from routed_rl.cli.overrides import parse_override
 from routed_rl.errors import ConfigError
 from routed_rl.multirun.trials import Dimension
 

@@ -46,7 +46,8 @@ def rollback(folder: str, step: int, drop: list[str], forget: bool, overrides: l
             raise ConfigError(f"--step {step} is after the last step, trainer.max_steps={last}; set it to {step} or more")
         making.enter_context(alone_making(new.path))
         from routed_rl.pipeline.changes import refuse_changes  # TRL takes seconds to load: first all that is refused without it
-        from routed_rl.pipeline.train import go_on, prepared
+        from routed_rl.pipeline.prepared import prepared
+        from routed_rl.pipeline.train import go_on
 
         refuse_changes(alike(was, wanted), wanted, FIXED, "rollback")
         config.out = str(new.path)

@@ -1,6 +1,5 @@
 """Trains the steps of a run under the monitor, from the run's newest checkpoint on, in this process or in several."""
 
-import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from transformers import TrainerCallback
 from transformers.utils import logging as transformers_logging
 
 from routed_rl import console
-from routed_rl.artifacts import RunFolder, step_of
+from routed_rl.artifacts import RunFolder, remove, step_of
 from routed_rl.config import AUTO, Config
 from routed_rl.errors import LaunchError, RolloutError, Stopped, command
 from routed_rl.monitor import Monitor
@@ -85,10 +84,7 @@ def forget_deployed(run: RunFolder, *, discard: bool) -> None:
         console.say(f"{run.deployed} stays as it is (discard=false), and will hold a model of fewer steps than this run")
         return
     console.say(f"removing {run.deployed} until the run ends")
-    if run.deployed.is_symlink():
-        run.deployed.unlink()
-    else:
-        shutil.rmtree(run.deployed)
+    remove(run.deployed)
 
 
 @contextmanager

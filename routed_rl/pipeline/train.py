@@ -2,48 +2,34 @@
 discard the quarantine."""
 
 import dataclasses
-import shutil
 import time
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import logging as transformers_logging
-
 from routed_rl import console
-from routed_rl.artifacts import RunFolder, alone_in, read_object, resolve, write_json
+from routed_rl.artifacts import RunFolder, alone_in, read_object, remove, resolve, write_json
 from routed_rl.config import Compose, Config
-from routed_rl.envs import check_prompts, has_episodes
-from routed_rl.errors import ConfigError, RoutedRLError
-from routed_rl.extraction import prepare
+from routed_rl.errors import RoutedRLError
 from routed_rl.model.load import has_weights
 from routed_rl.model.targets import unrouted
 from routed_rl.monitor import blame as who_did_it
 from routed_rl.pipeline import launched, record, summary
 from routed_rl.pipeline.answers import keep_answers
-from routed_rl.pipeline.build import Parts, describe_parts, extraction_job, keep_base, load_parts, make_router, run_subspace
+from routed_rl.pipeline.build import Parts, keep_base, make_router, run_subspace
 from routed_rl.pipeline.changes import check_go_on, check_steps, refuse_changes
-from routed_rl.pipeline.detecting import check_detector, learn_detector
-from routed_rl.pipeline.engines import check_served
+from routed_rl.pipeline.detecting import learn_detector
 from routed_rl.pipeline.keeping import keep_at_end
-from routed_rl.pipeline.kept import check, shares_of, write_deployed
+from routed_rl.pipeline.kept import shares_of, write_deployed
 from routed_rl.pipeline.measuring import Means, curve, measure, measure_both
-from routed_rl.pipeline.plan import show_plan
+from routed_rl.pipeline.prepared import described, prepared
 from routed_rl.pipeline.serving import route_served, serving
 from routed_rl.pipeline.steps import saying_how_to_go_on, train_steps
 from routed_rl.rollout import Served
 from routed_rl.routing import Router
-from routed_rl.subspace import Subspace
 from routed_rl.tracking import MetricsFile, practised, tracked
-from routed_rl.training.backends import PIECES
-from routed_rl.training.baselines import PromptContexts
-from routed_rl.training.first_scores import check_first_scores
-from routed_rl.training.generations import prompts_needed
-from routed_rl.training.plan import Plan, make_plan
-from routed_rl.training.practice import check_practice
-from routed_rl.training.route import check_axis
-from routed_rl.training.trials import try_out
+from routed_rl.training.plan import Plan
 
 OF_A_RUN = ("every", "during_samples", "scales", "answers")
 """Settings of `evaluation` that do not change a model's results."""
@@ -109,60 +95,6 @@ def run_job(folder: str) -> None:
         _run(parts, plan)
 
 
-def described(config: Config, run: RunFolder) -> None:
-    """Show the plan of a run that trains elsewhere. The model folder needs only a config and a tokenizer."""
-    transformers_logging.set_verbosity_error()
-    check_names(config, run)
-    plan, parts = make_plan(config, run, here=False), describe_parts(config)
-    check_prompts(parts.trained, config.seed)
-    show_plan(parts, plan, account=True)
-    console.say(f"weights       there are none in {config.model.path}: shapes are of its config.json, nothing was tried out")
-
-
-def check_names(config: Config, run: RunFolder, before: RunFolder | None = None) -> None:
-    """ConfigError if a setting names an environment that the run does not train on. `before` is the earlier run from whose
-    checkpoint `run` begins, in a rollback."""
-    check(config, config.keep, "keep.", run if run.manifest.exists() else None)
-    begun = before or run
-    was = record.read_config(begun).monitor if begun.config.exists() else None
-    config.monitor.check_names([*record.trained_settings(config), *record.inherited(begun)] if begun.manifest.exists() else
-                               record.trained_settings(config), was)
-
-
-def prepared(config: Config, run: RunFolder, before: RunFolder | None = None, *, account: bool = False) -> tuple[Parts, Plan]:
-    """Load the objects of a run and check everything that can be checked before anything is written, so that a refused command
-    changes nothing. The plan is shown; `account` shows its memory line by line. `before` is the earlier run of a rollback, whose
-    subspace is used."""
-    transformers_logging.set_verbosity_error()
-    check_names(config, run, before)
-    plan, parts = make_plan(config, run), load_parts(config)
-    check_served(parts)
-    check_detector(parts)
-    try_out(plan, parts.model, parts.tokenizer)
-    check_prompts(parts.trained, config.seed)
-    check_first_scores(config, parts.trained)
-    _ = parts.evaluated  # reports a context without a text here
-    if config.baseline.told:
-        PromptContexts(config.baseline, parts.trained).check(config.baseline, parts.trained, config.seed)
-    check_practice(config, parts.trained, prompts_needed(plan.arguments) * config.launch.world)
-    together = parts.environments if config.evaluation.every else parts.trained
-    if config.launch.strategy in PIECES and config.rollout.engine == "transformers" and (
-            playing := [loaded.name for loaded in together if has_episodes(loaded.environment)]):
-        raise ConfigError(f"environment {playing[0]} has episodes, which end apart, and with launch.strategy="
-                          f"{config.launch.strategy} no process can go on alone; set rollout=vllm_server, or launch=zero2 or ddp")
-    if config.routing.by_subspace and config.launch.strategy in PIECES and any(
-            writer.expert is not None for writer in parts.writers):
-        raise ConfigError(f"launch.strategy={config.launch.strategy} cuts the experts of {config.model.path} into pieces, "
-                          "which cannot be routed; set launch=zero2 or launch=ddp")
-    if config.takes_subspace:
-        if (subspace := (before or run).subspace).exists():
-            check_axis(config.monitor.axis, Subspace.load(subspace))
-        else:
-            prepare(extraction_job(parts))  # reads and checks the inputs of the extraction; the result is not used
-    show_plan(parts, plan, account=account)
-    return parts, plan
-
-
 def _run(parts: Parts, plan: Plan) -> Path:
     config, run = plan.config, plan.run
     with saying_how_to_go_on(run), tracked(run, config.tracking, config.trainer.get("report_to")) as tracker:
@@ -189,7 +121,7 @@ def _run(parts: Parts, plan: Plan) -> Path:
             scales = curve(parts, parts.evaluated, router, served, config.evaluation.scales, models) if router else {}
         times["evaluate"] = time.perf_counter()
         if config.discard:
-            shutil.rmtree(run.deployed, ignore_errors=True)
+            remove(run.deployed)
             write_deployed(run, run.deployed, None, kept, results=models)
         _finish(parts, run, router, models, weights, times, scales, shares_of(kept))
         summary.publish(run, tracker, config)

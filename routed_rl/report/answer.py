@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from routed_rl.report.data import RunData
-from routed_rl.report.differences import SMALLEST, differences, has_quarantine, keeping, kept_words, not_scored
+from routed_rl.report.differences import SMALLEST, costliest, differences, has_quarantine, keeping, kept_words, not_scored
 from routed_rl.report.figures import figure_of, headlines_of, may_be_equal
 from routed_rl.report.headline import Headline
 from routed_rl.report.shares import chance, difference_interval
@@ -89,15 +89,11 @@ def _since(run: RunData, name: str) -> str:
 
 def _cost(run: RunData) -> str:
     """A sentence on the environment in which discarding lowers `solve`, the true score, the most."""
-    models, _ = run.latest
-    known = [name for names in run.named() for name in names if all(
-        0 <= models.get(model, {}).get(name, {}).get("solve", -1.0) <= 1 for model in ("policy", "deployed"))]
-    if not known:
+    if (env := costliest(run.latest[0])) is None:
         return ""
-    env = max(known, key=lambda name: models["policy"][name]["solve"] - models["deployed"][name]["solve"])
-    figures = [figure_of(run, model, Headline("skill", env, "solve")) for model in ("policy", "deployed")]
-    assert figures[0] is not None and figures[1] is not None
-    policy, deployed = figures[0], figures[1]
+    policy, deployed = (figure_of(run, model, Headline("skill", env, "solve")) for model in ("policy", "deployed"))
+    if policy is None or deployed is None:  # a `solve` of an earlier version that is no share
+        return ""
     lost = policy.value - deployed.value
     if lost < SMALLEST:
         return "Discarding the quarantine costs no solve in any environment."

@@ -36,18 +36,23 @@ def cost(results: Results, mode: str, labels: Mapping[str, str] | None = None) -
     there is no quarantine to discard, or no `solve`. The parameters are those of `differences`."""
     if not has_quarantine(mode):
         return ""
-    names = labels or {}
-    solved = {env: {model: results[model][env]["solve"] for model in ("policy", "deployed")} for env in _everywhere(results)
-              if all("solve" in results[model][env] for model in ("policy", "deployed"))}
-    lost = {env: each["policy"] - each["deployed"] for env, each in solved.items()}
-    if not lost:
+    if (env := costliest(results)) is None:
         return ""
-    env = max(lost, key=lambda name: lost[name])
-    if lost[env] < SMALLEST:
+    solved = {model: results[model][env]["solve"] for model in ("policy", "deployed")}
+    if (lost := solved["policy"] - solved["deployed"]) < SMALLEST:
         return "discarding the quarantine costs no solve in any environment"
-    told = _chance(results, env, solved[env], "policy", "deployed")
-    return (f"discarding the quarantine costs {lost[env]:.2f} of solve in {names.get(env, env)}{told} (the policy "
-            f"{solved[env]['policy']:.2f}, the deployed model {solved[env]['deployed']:.2f})")
+    told = _chance(results, env, solved, "policy", "deployed")
+    return (f"discarding the quarantine costs {lost:.2f} of solve in {(labels or {}).get(env, env)}{told} (the policy "
+            f"{solved['policy']:.2f}, the deployed model {solved['deployed']:.2f})")
+
+
+def costliest(results: Results) -> str | None:
+    """The environment in which discarding the quarantine lowers `solve`, the true score, the most; None if no environment has a
+    `solve` of both the policy and the deployed model."""
+    policy, deployed = (results.get(model, {}) for model in ("policy", "deployed"))
+    lost = {env: means["solve"] - deployed[env]["solve"] for env, means in policy.items()
+            if "solve" in means and "solve" in deployed.get(env, {})}
+    return max(lost, key=lambda env: lost[env], default=None)
 
 
 def kept_words(shares: Mapping[str, float], labels: Mapping[str, str] | None = None) -> str:

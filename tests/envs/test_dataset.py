@@ -12,7 +12,8 @@ import datasets
 import pandas
 import pytest
 
-from routed_rl.cli.compose import compose, from_anywhere
+from routed_rl.cli.compose import compose
+from routed_rl.cli.paths import from_anywhere
 from routed_rl.envs import EnvironmentProcess, LoadedEnvironment, Score, Scorer, Task, load_environments, means
 from routed_rl.envs.curriculum import endless
 from routed_rl.envs.dataset import DatasetEnvironment

@@ -14,7 +14,8 @@ import yaml
 from safetensors.torch import load_file
 
 from routed_rl.artifacts import RunFolder
-from routed_rl.cli.compose import compose, from_anywhere
+from routed_rl.cli.compose import compose
+from routed_rl.cli.paths import from_anywhere
 from routed_rl.errors import ConfigError, Halted, RunFolderError
 from tests import pipeline
 from tests.parts import typed, write_parts
