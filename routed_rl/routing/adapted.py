@@ -1,4 +1,4 @@
-"""Represents a writer's weight that is itself frozen, in any dtype. Either nothing of the writer is trained, or a LoRA on it is.
+"""Represents the frozen weight of a writer, in any dtype: either nothing of the writer is trained, or a LoRA on the weight is.
 
 A LoRA of scaling s changes the weight by `s B A` (`lora_B`, `lora_A`). The retained change is `s (I - A_basis B_basisᵀ) B A` by
 construction: `RoutedUp` leaves out the part of B inside the subspace, so no optimizer can move the retained change into the
@@ -22,8 +22,9 @@ NAME = "default"
 
 
 class FrozenWeight:
-    """The weight of a writer of which nothing is trained. The class has the methods of `WriterWeight`, but here they describe the
-    change of the weight since training began, which is 0 in this class, and not the weight itself."""
+    """The weight of a writer of which nothing is trained. Its methods have the names of methods of `WriterWeight`, but describe
+    the change of the weight since training began, not the weight itself. In this class the change is 0; the subclass
+    `AdapterWeight` has a LoRA that changes the weight."""
 
     bias = piece = None
     """`bias` is None because a frozen bias is not routed. `piece` is None because every process holds the whole weight."""
@@ -45,17 +46,18 @@ class FrozenWeight:
         return pair.read.new_zeros(pair.rank, self.width)
 
     def inside(self, reference_KN: Tensor) -> Tensor:
-        """The change that the trained numbers hold inside the subspace, (K, N). `reference_KN` is the result of `begin`."""
+        """Return the change of the weight inside the subspace that the trained LoRA holds, (K, N); 0 without a LoRA.
+        `reference_KN`: the result of `begin`."""
         return torch.zeros_like(reference_KN)
 
     def drift(self, reference_KN: Tensor) -> Tensor:
-        """The change inside the subspace that is left in the deployed model, (K, N). It is only rounding. `reference_KN` is the
-        result of `begin`."""
+        """Return the change of the deployed model's weight inside the subspace, (K, N). It would be 0 without rounding errors.
+        `reference_KN`: the result of `begin`."""
         return torch.zeros_like(reference_KN)
 
     def take_out(self, inside_KN: Tensor) -> None:
-        """Remove from the trained numbers everything that they hold inside the subspace. `inside_KN` is the result of
-        `inside`."""
+        """Remove from the trained LoRA everything that it holds inside the subspace; does nothing without a LoRA. `inside_KN`:
+        the result of `inside`."""
 
     def square(self) -> Tensor:
         """Squared norm ‖ΔW‖² of the retained change, ()."""
@@ -64,7 +66,8 @@ class FrozenWeight:
     moved = square
 
     def start(self) -> None:
-        """Returns None. Nothing has to be remembered, because `moved_from` always measures from the frozen weight."""
+        """Returns None in place of the copy that `WriterWeight.start` returns: `moved_from` needs no copy here, because it always
+        measures from the frozen weight."""
 
     def moved_from(self, start: Any) -> Tensor:
         return self.moved()
@@ -117,7 +120,7 @@ class AdapterWeight(FrozenWeight):
         self._held = None
 
     def retained(self) -> tuple[Tensor, Tensor]:
-        """The retained change as two factors, (D, R) and (R, N). The first includes the scaling."""
+        """Return two matrices, (D, R) and (R, N), whose product is the retained change. The first includes the LoRA's scaling."""
         up_DR, down_RN = self.factors
         return self.scaling * self.pair.outside(up_DR), down_RN
 
@@ -152,8 +155,8 @@ class AdapterWeight(FrozenWeight):
         return product_square(ledger_KN @ down_RN.mT, down_RN)
 
     def _step(self) -> tuple[Tensor, Tensor]:
-        """Two factors (D, 2R) and (2R, N) of `s (∂B A + B ∂A)`, the change of the LoRA's product, to first order, if its factors
-        move by their gradients ∂B and ∂A."""
+        """Return two matrices, (D, 2R) and (2R, N), whose product is `s (∂B A + B ∂A)`. This is how much `s B A` changes, to
+        first order, if the LoRA's factors B and A move by their gradients ∂B and ∂A."""
         up_DR, down_RN = self.factors
         up_grad, down_grad = (torch.zeros_like(factor) if (grad := module.weight.grad) is None else whole(grad)
                               for module, factor in ((self.up, up_DR), (self.down, down_RN)))
@@ -171,8 +174,8 @@ def shape_of(weight: Any) -> torch.Size:
 
 @contextmanager
 def holding(weights: Iterable[Any]) -> Iterator[None]:
-    """Inside the block, each LoRA among `weights` whose factors are in pieces keeps them as full tensors, which are gathered
-    once. `weights` are the `weight`s of targets, of any class."""
+    """Inside the block, each LoRA among `weights` keeps full tensors of its factors, gathered once at the start, if its factors
+    are in pieces. `weights`: the attributes `weight` of targets; those without a LoRA are left alone."""
     adapters = [weight for weight in weights if isinstance(weight, AdapterWeight)]
     try:
         for weight in adapters:

@@ -39,7 +39,7 @@ class Record:
     """For label routing: 1 at each flagged position of the batch and 0 elsewhere, (B, T); None: no position is flagged."""
     contained: bool = True
     """True: the cotangent that is passed on is contained, which means without its part inside the subspace; False: it is open.
-    From rows that practise it is always open."""
+    The cotangent from rows that practise is always open."""
     control_draws: int = 0
     """Number of random bases that are measured in the backward passes of this step; 0 for none."""
 
@@ -69,21 +69,21 @@ class Record:
 class RoutingContext:
     """Holds, for all taps of one model, the record that the coming forward passes read.
 
-    The record must stay unchanged from one loss to the next, because gradient checkpointing repeats the forward pass in the
-    backward pass.
+    The record must not change between a forward pass and the end of its backward pass if gradients are checkpointed, because the
+    backward pass then repeats the forward pass and reads the record again.
     """
 
     def __init__(self) -> None:
         self.now = Record()
 
     def change(self, **fields: Any) -> None:
-        """Change fields of the record, by name, for later forward passes. A forward pass that has been run and waits for its
-        backward pass keeps the record that it was run with."""
+        """Change fields of the record, by name, for later forward passes. A forward pass that waits for its backward pass keeps
+        the record with which it was run, unless gradients are checkpointed."""
         self.now = replace(self.now, **fields)
 
     def end_step(self) -> None:
-        """Turn the taps off until the next `set_batch`: what a model computes after training, or after an error in it, is no part
-        of a step."""
+        """Turn the taps off until the next `set_batch`, so that what the model computes after training, or after an error in
+        training, is not recorded as part of a step."""
         self.change(environment_ids_B=None, completions_B=None, sample_S=None, practising_B=None, control_draws=0)
 
     @contextmanager

@@ -33,8 +33,9 @@ class LedgerBook:
         sums[name] = sums[name] + value if name in sums else value
 
     def before(self, target: Target, ledger_EKN: Tensor, *, contained: bool) -> None:
-        """Add the target's clipped ledger `ledger_EKN` and the gradient of its weight. Must be called before the target's tape is
-        cleared. `contained`: whether the cotangent that was passed on was contained."""
+        """Add to the sums what is known of a target before its step: its clipped ledger `ledger_EKN` and the gradient of its
+        weight. Must be called before the target's tape is cleared. `contained`: whether taps passed on contained cotangents in
+        this step."""
         whole = target.context.now.whole
         routed, gradient = target.weight.routed_square(ledger_EKN.sum(0), whole=whole), target.weight.gradient_square()
         if gradient is not None:
@@ -47,8 +48,8 @@ class LedgerBook:
             self._energies = energies if self._energies is None else self._energies + energies
 
     def after(self, target: Target, delta_EKN: Tensor, old_KN: Tensor) -> None:
-        """Add the change of a target after the step has been made: `delta_EKN` are the changes ΔC_e of the environments' parts,
-        and `old_KN` are the coefficients before the step."""
+        """Add to the sums the change of a target, after its step has been made: `delta_EKN` are the changes ΔC_e of the
+        environments' parts, and `old_KN` are the coefficients before the step."""
         new = target.coefficients
         both = old_KN + new
         flat = target.parts.flatten(1)

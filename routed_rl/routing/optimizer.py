@@ -4,8 +4,8 @@ step.
 The part of environment e changes by `ΔC_e = -rate_e · m̂_e / (sqrt(v̂) + eps)`, and the whole step is then shrunk if it shifts
 the stream by more than a limit. m_e is the running mean of the environment's ledger, v is the running mean of `Σ_e
 mean(ledger_e²)`, and the hats mark bias correction as in Adam. The step is linear in m_e, so the parts of environments stay
-separable. A part is no counterfactual: all environments share v, the limit and the clip factor. A rate before the limit is called
-raw. Shape letters: E environments, K rank, N inputs, S sampled tokens.
+separable. A part is no counterfactual: all environments share v, the limit and the clip factor. The learning rate of a part,
+before the limit has reduced it, is called raw. Shape letters: E environments, K rank, N inputs, S sampled tokens.
 """
 
 from collections.abc import Callable
@@ -87,8 +87,9 @@ def _reach(step_EKN: Tensor, inputs_SN: Tensor) -> Tensor:
 
 
 def _bound(reach: Tensor, unit: float, limit: float) -> float:
-    """The factor in [0, 1] by which a step must be multiplied to stay within `limit`. It is 0 if no token was sampled, because
-    the shift is then unknown. `reach` is the result of `_reach`, summed over the processes."""
+    """Return the factor in [0, 1] by which a step must be multiplied so that it shifts the stream by at most `limit`. `reach`:
+    how far the step moves the stream, as `_reach` returns it, summed over the processes. `unit`, `limit`: as in `Gradient`. The
+    factor is 0 if there is a limit and no token was sampled, because the shift is then unknown."""
     if limit == float("inf"):
         return 1.0
     square, tokens = reach.tolist()

@@ -103,8 +103,9 @@ class Quarantine:
                 target.coefficients.copy_(inside)
 
     def deployed_factors(self) -> dict[str, Tensor]:
-        """Return a mapping from a writer's name to the factor B (D, rank) that the writer's LoRA has in the deployed model. It
-        has only the writers whose LoRA has another B in the policy, namely one that also holds the change inside the subspace."""
+        """Return the factors B (D, rank) that LoRAs have in the deployed model, by the names of their writers. Only LoRAs that
+        have another B in the policy are included: in mode `observe`, the policy's B also holds the change inside the subspace
+        (see `Mode.whole`)."""
         return {target.name: target.pair.outside(weight.factors[0]) for target in self.targets if (weight := _keeping(target))}
 
     def norm(self) -> float:

@@ -19,16 +19,17 @@ from routed_rl.routing.target import Target
 
 @dataclass(frozen=True, eq=False)
 class StepRows:
-    """The effects of the rows of one step, one entry per row. Pushes are nan while C is 0 (always in mode `erase`), and shifts
-    are nan in the first step, which has no mean input μ yet."""
+    """The effects of the rows of one step, one entry per row: the push and the shift by the row's fresh change, which is the
+    change of C that the row's gradient causes in this step, without momentum from earlier steps. Pushes are nan while C is 0
+    (always in mode `erase`), and shifts are nan in the first step, which has no mean input μ yet."""
 
     completions_R: Tensor
     """The number by which the trainer knows the completion in each row, int64."""
     environments_R: Tensor
     """Index of each row's environment, int64."""
     push_R: Tensor
-    """The growth of |C| by the row's fresh change, to first order. Summed over the rows of an environment it is the growth by the
-    fresh change of the environment's part."""
+    """The growth of |C| by the row's fresh change, to first order. The sum over the rows of an environment is the growth by the
+    change that all these rows' gradients cause."""
     shift_R: Tensor
     """The shift of the stream along the named axis by the row's fresh change, in units of the axis' scale; positive is towards
     the positive persona. In mode `erase`, which makes no step of the quarantine, it is the shift that the step would have
@@ -77,8 +78,8 @@ class RowBook:
             target.tape.along = Along(target.coefficients, self.axes_K[target.name], target.tape.mean())
 
     def after(self, target: Target, factor_E: Tensor) -> None:
-        """Add the effects that the rows have through one target. `factor_E` is the factor, for each environment, that turns a
-        row's ledger into the row's fresh change of C."""
+        """Add the effects that the rows have through one target. `factor_E`: for each environment, the factor that turns a row's
+        ledger into the change of C that the row's gradient causes in this step."""
         if not target.tape.rows:
             return
         environments_R = torch.cat([environments for _, environments, _ in target.tape.rows])

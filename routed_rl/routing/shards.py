@@ -112,7 +112,7 @@ def put(parameter: Any, entries: Tensor) -> None:
 
 
 def _rows_held(parameter: Any) -> Piece:
-    """The piece of a DTensor made by FSDP2: rows of dimension 0, cut as `torch.chunk` cuts them."""
+    """Return this process' piece of a DTensor made by FSDP2: the rows that `torch.chunk` along dimension 0 would give it."""
     local, mesh = parameter.to_local().detach(), parameter.device_mesh
     rows, columns = _matrix(parameter.shape)
     first = min(mesh.get_local_rank() * -(-parameter.shape[0] // mesh.size()), parameter.shape[0])
@@ -120,8 +120,9 @@ def _rows_held(parameter: Any) -> Piece:
 
 
 def _stretch_held(parameter: Any) -> Piece:
-    """The piece of a parameter that ZeRO-3 partitioned: the float32 stretch that this process' optimizer holds, or, if the
-    parameter is frozen, this process' stretch of the parameter itself. New entries are always written to the parameter too."""
+    """Return this process' piece of a parameter that ZeRO-3 has partitioned: the float32 stretch that this process' optimizer
+    holds, or, if the parameter is frozen, this process' stretch of the parameter itself. New entries are always written to the
+    parameter too."""
     from deepspeed.utils import safe_get_local_fp32_param  # pyright: ignore[reportMissingImports]
 
     copies = [parameter.ds_tensor.data]

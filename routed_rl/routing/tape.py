@@ -92,8 +92,9 @@ class Tape:
         self.rows.append((completions[mine], ids[mine], along_B2[mine]))
 
     def _keep(self, sample_SN: Tensor, wanted: int) -> None:
-        """Keep the inputs at the sampled tokens of a backward pass. When the tape holds more than twice as many inputs as
-        `wanted` (or as the largest pass had), it keeps every second one, so that they come evenly from all passes of the step."""
+        """Add `sample_SN`, the inputs at the sampled tokens of a backward pass. When the tape holds more than twice `wanted`
+        inputs (or twice as many as the largest pass had, if that is more), it drops every second one, so that the inputs come
+        evenly from all passes of the step."""
         self._largest = max(self._largest, wanted, len(sample_SN))
         # Cloned, because a slice would keep the memory of its whole micro-batch.
         self.inputs.append(sample_SN[:: self._thinning].clone() if self._thinning > 1 else sample_SN)

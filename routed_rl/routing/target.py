@@ -25,8 +25,8 @@ class Target:
         """`basis`: the subspace's basis (D, K) at this writer; SubspaceError if it does not fit. `unit`: the gap between the
         personas at `place`, which is the length in the stream that counts as 1. `context`: the record that all taps of the model
         share. `environments`: the number of environments. `transposed`, `expert`: see `WriterWeight`. `gain_D`, `norm_eps`: see
-        `BasisPair`. `active`: the number of experts of `module` that a token goes through. `place`: the first layer of the
-        subspace at which the stream was read behind this writer; None: `layer`."""
+        `BasisPair`. `active`: the number of experts of `module` that a token goes through. `place`: the first layer at which the
+        subspace was extracted after this writer had added its output; None: `layer`."""
         self.place = layer if place is None else place
         self.name, self.layer, self.module, self.unit, self.context = name, layer, module, unit, context
         self.expert, self.active = expert, active
@@ -74,7 +74,7 @@ class Target:
         return self.weight.inside(self.reference)
 
     def drift(self) -> Tensor:
-        """Return `BᵀW - R` for the weight W of the deployed model, (K, N). After a step it is only rounding."""
+        """Return `BᵀW - R` for the weight W of the deployed model, (K, N). After a step it would be 0 without rounding errors."""
         return self.weight.drift(self.reference)
 
     def take_out(self, inside_KN: Tensor) -> None:

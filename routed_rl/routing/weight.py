@@ -149,8 +149,8 @@ class WriterWeight:
         return (self._seen() - self._start).square().sum()
 
     def _seen(self) -> Tensor:
-        """Products of the random sign vectors with the weight, (PROBES, N); if the weight is in pieces, this process' share of
-        them."""
+        """Return the products of the random sign vectors with the weight, (PROBES, N). If the weight is in pieces, the result is
+        this process' share; the shares of all processes sum to the products."""
         piece = self.piece
         if piece is None:
             return self._probes @ self.matrix().to(self._probes.dtype)

@@ -35,7 +35,8 @@ class Gates:
         self.scale = 1.0
         """The factor by which the quarantine's output is multiplied; 1 in the policy."""
         self.inside = False
-        """Whether the present forward pass is run only to get the gradient of a surrounding module's parameters."""
+        """Whether a surrounding module is repeating its forward pass only for the gradient of its own parameters. The modules
+        inside it then learn nothing from the pass."""
 
     def retained(self) -> Tensor | None:
         """Return the factors (B, T) by which the model's gradient is multiplied: `1 - strength` at flagged positions and 1
@@ -62,7 +63,7 @@ class LabelSite:
     gates: Gates
     adapter: LabelAdapter | None = None
     cuts: bool = False
-    """Whether the module lets no cotangent of flagged positions pass backward if `Gates.method` is `activations`."""
+    """Whether the module stops the cotangent of flagged positions from passing backward if `Gates.method` is `activations`."""
     transposed: bool = False
     """Whether the module stores its weight as (inputs, outputs), as GPT-2's Conv1D does."""
 
@@ -110,7 +111,7 @@ class LabelledModule(nn.Module):
 
 @contextmanager
 def _detached(module: nn.Module, on: bool) -> Iterator[None]:
-    """Inside the block, if `on`, gradients do not reach the module's own parameters."""
+    """Inside the block, if `on`, gradients do not reach the module's own parameters. Those of its submodules are not affected."""
     own = vars(module)["_parameters"]
     if on:
         module.__dict__["_parameters"] = {name: None if value is None else value.detach() for name, value in own.items()}

@@ -108,8 +108,8 @@ class LabelRouter(Router):
                 "labels/flagged": found / among if among else 0.0}, None
 
     def _average(self) -> None:
-        """Replace the gradient of each factor by its mean over all processes. The factors are no parameters of the model, so no
-        backend does this."""
+        """Replace the gradient of each factor by its mean over all processes. The factors are no parameters of the model, so
+        neither DDP nor FSDP2 does this."""
         if RANKS.count == 1:
             return
         for factor in self.factors.values():  # a process may have none
