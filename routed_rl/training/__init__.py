@@ -1,5 +1,5 @@
-"""Routed versions of TRL's trainers. No other unit imports TRL's trainers.
+"""Routed versions of TRL's trainers. No other package of routed_rl imports TRL's trainers.
 
-Nothing is imported here. Callers import names from the modules that define them, because a command that evaluates a model needs
+This file imports nothing. Callers import names from the modules that define them, because a command that evaluates a model needs
 some of these modules and must not need TRL.
 """

@@ -21,9 +21,10 @@ class Advantages:
 
     def __init__(self, reward: RewardFunction, tokenizer: PreTrainedTokenizerBase, router: Router | None = None,
                  projection: Projection | None = None, *, targets: bool = False) -> None:
-        """`reward`: has the scores and rewards of the newest generation. `router`: needed for label routing alone. `projection`:
-        recomputes advantages by the persona axis; None if no such arm runs. `targets`: if true, the penalty that a score
-        reports lowers the advantages of the answer's tokens alone, and not those of the completion's other tokens."""
+        """`reward`: has the scores and rewards of the newest generation. `router`: the run's router, which is used in label
+        routing only. `projection`: computes advantages that depend on the persona axis; None if they do not depend on it.
+        `targets`: if true, the penalty that a score reports lowers the advantages of the answer's tokens alone, and not those of
+        the completion's other tokens."""
         self.reward, self.tokenizer, self.router, self.projection, self.targets = reward, tokenizer, router, projection, targets
 
     def remake(self, output: dict[str, Any], model: PreTrainedModel, places: Sequence[int]) -> None:

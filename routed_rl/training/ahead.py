@@ -21,9 +21,9 @@ Answer = tuple[list[list[int]], list[Any]]
 """A server's answer: the token ids of each completion, and for each token of each completion the list of log-probabilities that
 the server gave."""
 Ask = Callable[[list[list[int]], Sequence[int], Sequence[bool], Callable[[bool], str | None]], Answer]
-"""Function that asks a server to complete prompts. Its arguments are the token ids of the prompts, the task of each, whether the
-deployed model (and not the policy) completes each, and a function that maps "is it the deployed model?" to the name of the
-model's adapter."""
+"""Function that asks a server to complete prompts. Its arguments are the token ids of the prompts, the id of each prompt's task,
+whether the deployed model (and not the policy) completes each prompt, and a function that returns the name of an adapter: for
+True that of the deployed model, for False that of the policy (None: the request names no adapter)."""
 STORED = {"prompts": list[Any], "practising": list[bool], "step": int, "completions": list[list[int]], "logprobs": list[Any]}
 """The fields of a request that a checkpoint stores, with their types."""
 
@@ -57,8 +57,8 @@ class Ahead:
 
     def choose(self, inputs: list[dict[str, Any]], tasks: list[int]) -> list[bool] | None:
         """Return, for each row of the generation that is made now, whether it practises, as was chosen when the completions of
-        these rows were requested. Return None if none were requested. A request for other prompts is dropped. `inputs`: the rows
-        of the dataset. `tasks`: the number of each row's task."""
+        these rows were requested. Return None if no completions were requested for these rows; a request for other prompts is
+        dropped. `inputs`: the rows, as entries of the dataset. `tasks`: the id of each row's task."""
         self._tasks = tasks
         if self.request is not None and self.request.prompts != [row["prompt"] for row in inputs]:
             self.served.settle()
@@ -66,7 +66,7 @@ class Ahead:
         return None if self.request is None else self.request.practising
 
     def take(self) -> Answer | None:
-        """Wait for the requested completions and return them; None if none were requested. RolloutError if the server failed."""
+        """Wait for the requested completions and return them; None if there is no request. RolloutError if the server failed."""
         request, self.request = self.request, None
         if request is None:
             return None

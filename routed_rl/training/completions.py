@@ -63,9 +63,9 @@ class Generation:
 
 
 class CompletionFiles:
-    """Writes `completions/step-<step>-<number>.parquet` for each generation; each process but the first has files of its own. If
-    `folder` is None, completions are numbered but not stored. `keep`: the argument `count` of `Generation.kept`, for
-    choosing the completions whose push and shift are stored; if it is 0, no push or shift is stored."""
+    """Writes `completions/step-<step>-<number>.parquet` for each generation; the names of files of other processes than the first
+    end with `-process<rank>`. If `folder` is None, completions are numbered but not stored. `keep`: the argument `count` of
+    `Generation.kept`, for choosing the completions whose push and shift are stored; if it is 0, no push or shift is stored."""
 
     def __init__(self, folder: Path | None, keep: int = 0) -> None:
         self.folder, self.keep = folder, keep

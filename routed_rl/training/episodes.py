@@ -13,8 +13,8 @@ RolloutFunction = Callable[[list[Any], Any], dict[str, Any]]
 
 
 def rollout_function(table: TaskTable, inputs: list[dict[str, Any]]) -> RolloutFunction | None:
-    """Return the `rollout_func` for the rows of the dataset in `inputs`; None if no row is of an environment with episodes, so
-    that TRL makes the rollouts itself."""
+    """Return the `rollout_func` for `inputs`, which are rows of the dataset. Return None if no row is of an environment with
+    episodes, so that TRL makes the rollouts itself."""
     episodic = [has_episodes(table.environments[row["environment_id"]].environment) for row in inputs]
     if not any(episodic):
         return None

@@ -82,7 +82,8 @@ class FiniteCheck:
 
     @torch.no_grad()
     def _has_finite_logits(self, model: Any) -> bool:
-        """Whether the logits of one row are finite. Weights can be finite and yet too large to compute with."""
+        """Whether the model's logits for the last recorded row (`_row`) are finite; True if none is recorded. Weights can be
+        finite and yet too large to compute with."""
         with eval_mode(model):
             return not self._row or bool(model(**self._row, use_cache=False).logits.isfinite().all())
 

@@ -81,10 +81,10 @@ def flags_of(found: Sequence[bool], scores: Sequence[Score | None], ids: Tensor,
 
 def balanced(advantages_B: Tensor, rewards: Sequence[float], flagged: Sequence[bool], group: int, failed: Sequence[bool] = ()
              ) -> Tensor:
-    """Return advantages (B,) with another baseline (GRAFT, 2026): the mean reward of the rows of a group that are not flagged, in
-    place of the mean reward of all its rows. The advantages are shifted and not rescaled. A group in which all rows or no rows
-    are flagged keeps its advantages. `group`: rows per group. `failed`: whether each row could not be scored; such rows count in
-    no mean and keep their advantages."""
+    """Return advantages (B,) that compare each reward with the mean reward of those rows of its group that are not flagged, in
+    place of the mean reward of all rows of the group (GRAFT, 2026). The advantages are shifted and not rescaled. A group in which
+    all rows or no rows are flagged keeps its advantages. `group`: rows per group. `failed`: whether each row could not be scored;
+    such rows count in no mean and keep their advantages."""
     found = advantages_B.clone()
     for start in range(0, len(rewards), group):
         rows = [row for row in range(start, min(start + group, len(rewards))) if not (failed and failed[row])]

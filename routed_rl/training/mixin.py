@@ -77,7 +77,7 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, LeanMixin, SavingMixin)
         names = router.quarantine.environments if router is not None else reward.names
         self.finite = FiniteCheck(run, router, names)
         self.scored_tasks: list[int] | None = None
-        """The task of each row that is generated next; None if the rows are turns of episodes."""
+        """The id of the task of each row that is generated next; None if the rows are turns of episodes."""
         self.groups_alike: list[float] = []
         """For each of this step's generations, the share of groups in which all completions are paid alike."""
         self.clip_coefficient, self.step_metrics, self._step_started = 1.0, {}, time.perf_counter()
@@ -145,8 +145,8 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, LeanMixin, SavingMixin)
         self.rollout_metrics["time/health_s"] = time.perf_counter() - begin
 
     def _choose_rollouts(self, inputs: list[dict[str, Any]]) -> None:
-        """Choose how the rows of the dataset in `inputs` are rolled out: as episodes if one of them is of an environment with
-        episodes, otherwise by TRL."""
+        """Choose how `inputs`, which are rows of the dataset, are rolled out: through `rollout_func` if any of them is of an
+        environment with episodes, otherwise by TRL."""
         assert isinstance(self.reward, RewardFunction)
         self.rollout_func = rollout_function(self.reward.table, inputs)
 

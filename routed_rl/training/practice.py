@@ -44,8 +44,8 @@ class Practice:
         return self.share > 0 and bool(self.allowed())
 
     def choose(self, task_ids: Sequence[int]) -> list[bool]:
-        """Return, for each row, whether it practises. `task_ids`: the number of each row's task. In an environment that may
-        practise, every `1 / share`-th task is chosen, counted from the environment's first task."""
+        """Return, for each row, whether it practises. `task_ids`: the id of each row's task. In an environment that may practise,
+        every `1 / share`-th task is chosen, counted from the environment's first task."""
         names = self.allowed() if self.share > 0 else ()
         if not names:
             return [False] * len(task_ids)

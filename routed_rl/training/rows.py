@@ -13,8 +13,8 @@ from routed_rl.training.completions import CompletionFiles
 
 
 class Rows(Protocol):
-    """Tells a trainer the environment, the task and the outcome of each row. The rows of one group have the same task; each task
-    has a number."""
+    """Tells a trainer the environment, the task and the outcome of each row. The rows of one group have the same task. Each task
+    has an id, which is a whole number."""
 
     completions: CompletionFiles
     practising: list[bool]
@@ -36,13 +36,13 @@ class Rows(Protocol):
         ...
 
     def tasks(self, inputs: list[dict[str, Any]]) -> list[int]:
-        """Return the number of the task of each row of the dataset in `inputs`. Called once for each generation, in the order of
-        training."""
+        """Return the id of the task of each row of `inputs`, which are rows of the dataset. Called once for each generation, in
+        the order of training."""
         ...
 
     def place(self, task: int) -> tuple[int, int]:
-        """Return, for a task of the newest generation, the index of its environment and how many tasks this environment had
-        before it."""
+        """Return, for the task with the id `task` in the newest generation, the index of its environment and how many tasks this
+        environment had before it."""
         ...
 
     def take_metrics(self) -> dict[str, float]:

@@ -89,7 +89,7 @@ class SavingMixin:
         return super().train(resume_from_checkpoint, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write no model card, because the run's manifest describes a checkpoint."""
+        """Does nothing: no model card is written, because the run's manifest describes its checkpoints."""
 
     def _get_output_dir(self, trial: Any) -> str:
         return getattr(self, "_checkpoint_root", None) or super()._get_output_dir(trial)  # pyright: ignore

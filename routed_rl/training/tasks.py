@@ -17,8 +17,8 @@ from routed_rl.training.scores import ScoreBook
 
 
 class TaskTable:
-    """The tasks of a run, numbered in the order of the mixture of environments. A task is made when it is first read. The task
-    with a given number is the same in every run with the same environments and seed."""
+    """The tasks of a run, numbered in the order of the mixture of environments. The number of a task is its id. A task is made
+    when it is first read. The task with a given number is the same in every run with the same environments and seed."""
 
     def __init__(self, environments: list[LoadedEnvironment], seed: int, first: int = 0) -> None:
         """`first`: the number of the first task of the mixture. Tasks with lower numbers belong to the run from which this one
@@ -95,7 +95,7 @@ class RewardFunction:
 
     def __call__(self, prompts: list[Prompt], completions: list[Any], task_id: list[int],
                  conversation: list[Conversation | None] | None = None, **_: Any) -> list[float]:
-        """Score completions and return their rewards. `task_id`: the number of each row's task. `conversation`: for each row the
+        """Score completions and return their rewards. `task_id`: the id of each row's task. `conversation`: for each row the
         episode that was played in it, which has its score already, or None if the row's completion is to be scored. None in place
         of the list: no row has an episode."""
         played = conversation or [None] * len(prompts)
@@ -128,9 +128,9 @@ class RewardFunction:
         return self.rewards
 
     def begin_scoring(self, tasks: Sequence[int], texts: Sequence[str]) -> None:
-        """Begin to score completions before the whole generation is complete. `tasks`, `texts`: the number of each completion's
-        task, and its text. Does nothing for environments that do not run in a process of their own; their completions are scored
-        later."""
+        """Begin to score completions before the whole generation is complete. `tasks`, `texts`: the id of each completion's task,
+        and the completion's text. Does nothing for environments that do not run in a process of their own; their completions are
+        scored later."""
         for environment_id, rows in groupby(zip(tasks, texts, strict=True), key=lambda row: self.table.task(row[0])[0]):
             self.scorer.begin(self.names[environment_id], [(self.table.task(index)[1], text) for index, text in rows])
 
@@ -144,11 +144,12 @@ class RewardFunction:
         return self.table.names
 
     def tasks(self, inputs: list[dict[str, Any]]) -> list[int]:
-        """Return the number of the task of each row of the dataset in `inputs`."""
+        """Return the id of the task of each row of `inputs`, which are rows of the dataset."""
         return [row["task_id"] for row in inputs]
 
     def place(self, task: int) -> tuple[int, int]:
-        """Return, for a task, the index of its environment and how many tasks this environment had before it."""
+        """Return, for the task with the id `task`, the index of its environment and how many tasks this environment had before
+        it."""
         return self.table.place(task)
 
     def take_metrics(self) -> dict[str, float]:
@@ -176,7 +177,7 @@ def completion_row(name: str, index: int, prompt: Prompt, completion: Any, episo
                    ) -> dict[str, Any]:
     """Return one completion's row of the file of completions, by column: the environment, the task, the prompt, the text that the
     model wrote (for an episode, all messages after the prompt), and the values of the score. `name`: the environment. `index`:
-    the number of the task. `score`: None if the completion could not be scored."""
+    the id of the task. `score`: None if the completion could not be scored."""
     values = {} if score is None else score.values()
     text = _text(completion) if episode is None else json.dumps(episode.messages[episode.first:])
     prompt = prompt if episode is None else episode.messages[:episode.first]

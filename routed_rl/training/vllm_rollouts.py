@@ -124,8 +124,8 @@ class PolicyGeneration(VLLMGeneration):
 
     def _ask_server(self, prompts: list[list[int]], tasks: Sequence[int] | None, places: list[int]) -> tuple[Any, ...]:
         """Ask a server to complete the rows of this process whose indices are in `places`, by one request for each group, so that
-        a group is scored while others are still generated. `tasks`: the task of each row; None for turns of episodes, which their
-        environments score.
+        a group is scored while others are still generated. `tasks`: the id of each row's task; None for turns of episodes, which
+        are not scored one by one.
 
         Each process asks the server itself; in TRL the first process asks for all. The reason is that episodes end at different
         times in different processes, so that no call may wait for another process."""

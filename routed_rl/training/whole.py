@@ -1,6 +1,6 @@
-"""Gathers the weights and the optimizer state of a sharded model, so that every checkpoint has the form that a single process
-writes. Not covered: optimizers whose state for a parameter is anything other than tensors of the parameter's size and single
-numbers."""
+"""Gathers the weights and the optimizer state of a sharded model for a checkpoint, and loads them from one. Every checkpoint thus
+has the form that a single process writes. Not covered: optimizers whose state for a parameter is anything other than tensors of
+the parameter's size and single numbers."""
 
 from collections.abc import Iterator
 from itertools import count

@@ -56,7 +56,8 @@ class PromptContexts:
 
     def apply(self, context: str, prompts: Sequence[Prompt], environment_ids: Sequence[int]) -> list[Prompt]:
         """Return the prompts under the context of this name. `environment_ids`: the index of each prompt's environment.
-        ConfigError if there is no text for a prompt that is no chat."""
+        ConfigError if a prompt is plain text, not chat messages, and neither the settings nor its environment have a text for the
+        context."""
         return [prompt if context == NEUTRAL else self._with(context, prompt, place)
                 for prompt, place in zip(prompts, environment_ids, strict=True)]
 

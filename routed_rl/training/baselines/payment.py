@@ -1,4 +1,6 @@
-"""Changes the scores of a generation before advantages are computed from them: by screening, by a penalty, or for imitation."""
+"""Changes the scores of a generation before advantages are computed from them. A completion that the detector names is screened,
+so that it teaches nothing, or a penalty is subtracted from its reward. For imitation, the rows that solve their tasks are
+marked."""
 
 import dataclasses
 import random
@@ -37,9 +39,9 @@ class Payment:
 
     def pay(self, names: Sequence[str], scores: Sequence[Score | None], first: int, said: Sequence[Said] = ()
             ) -> list[Score | None]:
-        """Return the scores that are paid for the rows of a generation, from the scores that the environments gave. None for a
-        row that teaches nothing, because it was screened or could not be scored. `names`: the environment of each row. `first`:
-        the number of the first completion. `said`: the prompt and text of each row, for detectors that read text."""
+        """Return the scores that are paid for the rows of a generation, from the scores that the environments gave. The result is
+        None for a row that teaches nothing, because it was screened or could not be scored. `names`: the environment of each row.
+        `first`: the number of the first completion. `said`: the prompt and text of each row, for detectors that read text."""
         check_flags(self.settings.detector, scores)
         found, paid = self._find(scores, first, said), list[Score | None]()
         for name, score, named in zip(names, scores, found, strict=True):
@@ -57,9 +59,10 @@ class Payment:
         return paid
 
     def learned(self, names: Sequence[str], scores: Sequence[Score | None], advantages: Tensor) -> None:
-        """Count the truly bad completions (see `is_marked`) that are encouraged. `advantages`: (B,), or (B, C) for each token. A
-        completion is encouraged if any of its advantages is above `ROUNDING`. CheckFailed if a truly bad completion is encouraged
-        although the detector misses none and every completion that it names is screened."""
+        """Count the truly bad completions (see `is_marked`) that are encouraged. `names`, `scores`: as in `pay`. `advantages`:
+        (B,), or (B, C) with one for each token. A completion is encouraged if any of its advantages is above `ROUNDING`.
+        CheckFailed if a truly bad completion is encouraged although the detector misses none and every completion that it names
+        is screened."""
         encouraged_B = advantages.view(len(advantages), -1).gt(ROUNDING).any(1).tolist()
         for name, score, encouraged in zip(names, scores, encouraged_B, strict=True):
             self._counts[name]["encouraged_marked"] += encouraged and is_marked(self.settings.detector, score)

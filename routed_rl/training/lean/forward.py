@@ -59,10 +59,10 @@ def make_pass(rows_R: Tensor, input_ids: Tensor, attention_mask: Tensor, tokens:
 
 
 def run_pass(model: nn.Module, some: Pass, *, positions: bool) -> tuple[Tensor, Tensor]:
-    """Run a pass. Returns the log-probability and the entropy of each token of the completions, (N,) each; the entropy is 0 if
-    the model's head does not compute it. The model must have TRL's fused head, which computes only for the states that it is
-    given. `positions`: whether the model is given `some.columns_RT` as position ids. It needs them if its positions count the
-    padding on the left."""
+    """Run the pass `some` through the model. Returns the log-probability and the entropy of each token of the completions, (N,)
+    each; the entropy is 0 if the model's head does not compute it. The model must have TRL's fused head, which computes only for
+    the states that it is given. `positions`: whether the model is given `some.columns_RT` as position ids. It must be True for a
+    model whose positions count the padding on the left."""
     inputs: dict[str, Tensor] = {"input_ids": some.ids_RT, "attention_mask": some.mask_RT}
     if positions:
         inputs["position_ids"] = some.columns_RT

@@ -1,5 +1,5 @@
-"""Plans the micro-batches of a generation: which rows are in the same micro-batch, and which rows run. `LeanMixin` is built on
-this."""
+"""Plans the micro-batches of a generation: which rows are in the same micro-batch, and which rows run through the model in the
+update. Rows that do not change the gradient need not run. `LeanMixin` is built on this."""
 
 from typing import Any
 
@@ -46,9 +46,11 @@ class PlanningMixin:
         return [batch for window in windows for batch in window]
 
     def _running(self, windows: list[list[dict[str, Any]]], together: bool) -> list[int]:
-        """Return, for each optimizer step, how many of its last micro-batches must run at least one row. The number is the same
-        in all processes: the largest number of micro-batches that have a row with a gradient in any process, or all micro-batches
-        if weights are sharded or such rows do not come last (`together` is False). `windows`: the micro-batches of each step."""
+        """Return, for each optimizer step, how many of its last micro-batches must run at least one row. In a single process this
+        is 1. With several processes it is the same number in all of them. If weights are sharded, or if rows with a gradient do
+        not come last (`together` is False), it is the number of all micro-batches of the step; otherwise it is the number of
+        micro-batches that have a row with a gradient, in the process in which this number is largest. `windows`: the
+        micro-batches of each step."""
         if RANKS.count == 1:
             return [1] * len(windows)
         if not together or self.shared:

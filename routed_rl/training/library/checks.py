@@ -1,4 +1,5 @@
-"""The checks of a library trainer's arguments, before a model is loaded or routed. Each refusal is one line with the way out."""
+"""Checks the arguments of a library trainer, which is a trainer that `import routed_rl` offers to a script, before a model is
+loaded or routed. Each error message is one line that also says what to change."""
 
 import dataclasses
 import inspect

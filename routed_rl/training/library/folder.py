@@ -1,5 +1,5 @@
-"""The folder `args.output_dir` of a library trainer. It is a run folder as the commands make it, but without the files that hold
-the commands' settings."""
+"""The folder `args.output_dir` of a library trainer (one that `import routed_rl` offers). It is a run folder as the commands make
+it, but without the files that hold the commands' settings."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -37,9 +37,9 @@ class LibraryFolder(RunFolder):
         """Prepare the folder for going on from a checkpoint: remove all metrics, verdicts and completions of later steps. Returns
         the folder of the checkpoint, and the steps up to the checkpoint after which the monitor had halted the run. `checkpoint`:
         its folder; True: the newest one. `last`: the number of the run's last step; -1 if the number of epochs decides. `check`:
-        is called with the folder of the checkpoint before anything is removed, and raises an error if the trainer cannot go on
-        from it. CheckpointError if the checkpoint is not whole, is of another run, is not the newest, or is of the run's last
-        step."""
+        function that is called with the checkpoint's folder before anything is removed, and raises an error if the trainer cannot
+        go on from this checkpoint. CheckpointError if the checkpoint is not whole, is of another run, is not the newest, or is of
+        the run's last step."""
         folder = self._newest() if checkpoint is True else Path(checkpoint).expanduser().absolute()
         if folder.parent.resolve() != self.checkpoints.resolve():
             raise CheckpointError(f"resume_from_checkpoint={checkpoint} is no checkpoint of args.output_dir={self.path}; set "

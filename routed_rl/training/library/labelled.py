@@ -19,8 +19,8 @@ from routed_rl.training.tasks import completion_row
 
 
 class LabelledRows:
-    """A trainer's rows (`rows.Rows`) from a dataset. Each group of completions is a task, and tasks are numbered in the order of
-    training."""
+    """Implements `rows.Rows`, by which a trainer asks about its rows, for a dataset. Each group of completions is a task; the ids
+    of tasks are 0, 1, .. in the order of training."""
 
     def __init__(self, names: list[str], column: str | None, functions: list[Callable[..., Any]], group_size: int,
                  completions: CompletionFiles) -> None:
@@ -37,15 +37,15 @@ class LabelledRows:
         """The number of tasks of each environment so far."""
         self._places: dict[int, tuple[int, int]] = {}
         self._tasks: list[int] = []
-        """The tasks of the rows of the newest generation."""
+        """The id of the task of each row of the newest generation."""
 
     def name_of(self, row: dict[str, Any]) -> str:
         """Return the name of the environment of an entry of the dataset."""
         return ONLY if self.column is None else row[self.column]
 
     def tasks(self, inputs: list[dict[str, Any]]) -> list[int]:
-        """Return for each row of a generation the number that identifies its task. The rows come in whole groups. Each group is
-        numbered as a new task, even if its prompt occurred before, and is counted as one more task of its environment."""
+        """Return for each row of a generation the id of its task. The rows come in whole groups. Each group gets the next free
+        id, even if its prompt occurred before, and is counted as one more task of its environment."""
         self._places, first = {}, self._made.total()
         for group, row in enumerate(inputs[::self.group_size]):
             name = self.name_of(row)
@@ -55,8 +55,8 @@ class LabelledRows:
         return self._tasks
 
     def place(self, task: int) -> tuple[int, int]:
-        """Return, for a task of the newest generation, the index of its environment and how many tasks this environment had
-        before it."""
+        """Return, for the task with the id `task` in the newest generation, the index of its environment and how many tasks this
+        environment had before it."""
         return self._places[task]
 
     def paid(self, inputs: list[dict[str, Any]], prompts: list[Any], completions: list[Any], scores: list[Score | None],

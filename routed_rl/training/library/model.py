@@ -1,4 +1,5 @@
-"""Takes the model that a script gives to a library trainer: checks the model and its LoRA, and routes the model in place."""
+"""Takes the model that a script gives to a library trainer (one that `import routed_rl` offers): checks the model and its LoRA,
+and routes the model in place."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

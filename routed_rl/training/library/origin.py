@@ -1,5 +1,6 @@
-"""Checks whether a library trainer can go on from a checkpoint: the script must give the model, the subspace, the mode and the
-LoRA's scaling with which the run began. Files of weights cannot tell, since they fit another model of the same shapes as well."""
+"""Checks whether a library trainer (one that `import routed_rl` offers) can go on from a checkpoint: the script must give the
+model, the subspace, the mode and the LoRA's scaling with which the run began. The checkpoint's files of weights cannot show this,
+because they also fit another model of the same shapes."""
 
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from routed_rl.routing import Router
 SCALING = ("lora_alpha", "use_rslora")
 """The settings of a LoRA that change the effect of its factors without changing their shapes."""
 SAME = 0.9
-"""The mean share of the targets' bases that must at least lie in the bases of the checkpoint. It is 1 up to rounding if a script
-extracts the same subspace once more, also on a GPU."""
+"""The smallest share of the targets' bases, as a mean over targets, that must lie in the checkpoint's bases. The share is 1 up to
+rounding if a script extracts the same subspace once more, also on a GPU."""
 
 
 def check_origin(checkpoint: Path, router: Router | None, model_hash: str | None, lora: Any) -> None:

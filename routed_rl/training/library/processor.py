@@ -1,4 +1,5 @@
-"""The argument `processing_class` of a library trainer: the tokenizer that a script gives, or the model's tokenizer."""
+"""The argument `processing_class` of a library trainer (one that `import routed_rl` offers): the tokenizer that a script gives,
+or the model's tokenizer."""
 
 from typing import Any
 

@@ -1,5 +1,5 @@
-"""The methods in which a library trainer differs from the trainers of the commands: it leaves rollouts and rewards to TRL, and
-only records the rows and their rewards."""
+"""The methods in which a library trainer (one that `import routed_rl` offers) differs from the trainers of the commands: it
+leaves rollouts and rewards to TRL, and only records the rows and their rewards."""
 
 import os
 import traceback
