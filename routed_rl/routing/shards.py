@@ -52,8 +52,8 @@ class Piece:
         return slice(offset, offset + len(self.flat))
 
     def whole(self) -> Tensor:
-        """Return the full matrix (rows, columns), summed over the processes in one message of this size. Every process must call
-        this. It is meant for checkpoints and engines."""
+        """Return the full matrix (rows, columns), gathered from all processes in one message of the matrix's size. Every process
+        must call this. It is meant for checkpoints and engines."""
         everything = self.flat.new_zeros(self.rows * self.columns)
         everything[self.start:self.start + len(self.flat)] = self.flat
         RANKS.sum_([everything])

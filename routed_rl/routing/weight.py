@@ -97,8 +97,8 @@ class WriterWeight:
         return ledger_KN.square().sum()
 
     def pace(self) -> float:
-        """How far an entry of the weight moves in a step in which every trained number moves by 1: by 1, because the entry is
-        itself trained."""
+        """How far an entry of the weight moves in a step in which every trained number moves by 1. The result is 1, because the
+        entry itself is trained."""
         return 1.0
 
     def read(self, left_DM: Tensor) -> Tensor:

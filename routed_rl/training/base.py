@@ -20,8 +20,9 @@ Edit = StreamEdit | TraitAdapter
 
 
 class BaseModel:
-    """Gives access to the base model. If a LoRA is trained, the base model is the training model `learner` without LoRA,
-    quarantine and edit; if the weights are trained, it is a frozen copy."""
+    """Gives access to the base model. If a LoRA is trained, the base model is the training model `learner` without its LoRA,
+    without its quarantine and without `edit`, the temporary change that a baseline makes. If the weights are trained, the base
+    model is a frozen copy."""
 
     def __init__(self, learner: Any, config: Config, router: Router | None, edit: Edit | None) -> None:
         self.learner, self.router, self.edit = learner, router, edit

@@ -95,7 +95,7 @@ def check_trainer(trainer: dict[str, Any]) -> None:
 
 
 def keeps(value: Any, rule: str) -> bool:
-    """Whether a field's value satisfies `rule`, one of the rules in `VALUES`."""
+    """Whether a field's value satisfies `rule`, a key of `VALUES`."""
     if rule not in RULES:
         return value in re.split(", | or ", rule)
     return (_number(value) or isinstance(value, (list, tuple))) and RULES[rule](value)

@@ -14,8 +14,8 @@ from routed_rl.training.base import left_out
 
 def use_base_model(trainer: Any, beta: float) -> None:
     """Make a trainer that trains a LoRA, and was built with `beta=0`, use `beta` times the KL from the base model. The base model
-    is the trainer's model without LoRA, quarantine and edits of the stream; if the model came with an adapter, TRL would take a
-    copy of this adapter as the reference instead."""
+    is the trainer's model without LoRA, quarantine and edits of the stream. Without this call TRL would use another reference for
+    a model that came with an adapter: the model with a copy of that adapter."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     disabled = model.disable_adapter
 

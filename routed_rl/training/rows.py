@@ -1,8 +1,8 @@
 """The interface through which a trainer asks about its rows: to which environment and task each row belongs, and how each was
 scored and paid.
 
-The commands implement it by `tasks.RewardFunction`, a mixture of environments; the library by `library.labelled.LabelledRows`, a
-dataset and reward functions as TRL takes them.
+The commands implement it by `tasks.RewardFunction`, which has a mixture of environments. The library implements it by
+`library.labelled.LabelledRows`, which has a dataset and reward functions as TRL takes them.
 """
 
 from collections.abc import Callable

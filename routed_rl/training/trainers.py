@@ -1,6 +1,6 @@
-"""The table of algorithms, each with its trainer: a trainer of TRL, or a thin one built on it, with `RoutedTrainerMixin` as the
-first base class. A new algorithm is one entry of `TRAINERS`. The trainers are given their parts ready-made: the module `build`
-makes these from a config, and the package `library` from the arguments of TRL's trainers."""
+"""The table of algorithms, each with its trainer: a subclass of a trainer of TRL, or of our `PPOTrainer`, with
+`RoutedTrainerMixin` as the first base class. A new algorithm is one entry of `TRAINERS`. The trainers are given their parts
+ready-made: the module `build` makes these from a config, and the package `library` from the arguments of TRL's trainers."""
 
 from dataclasses import dataclass
 

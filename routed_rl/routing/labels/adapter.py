@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 SCALING = 1.0
-"""The factor by which the product B A is multiplied. It is that of a LoRA whose alpha is its rank."""
+"""The factor by which the product B A is multiplied. It equals the scaling of a LoRA whose alpha is its rank."""
 
 
 class LabelAdapter:

@@ -18,11 +18,11 @@ from routed_rl.routing.rows import StepRows
 
 
 class LabelQuarantine(Quarantine):
-    """The quarantine of label routing: the adapters of all modules. Their trained factors take the place of a subspace's basis.
-    All environments share the adapters, so the quarantine is not split into parts."""
+    """The quarantine of label routing: the adapters of all modules, with both factors of each trained. There are no targets and
+    no basis. All environments share the adapters, so the quarantine is not split into parts."""
 
     def __init__(self, modules: Mapping[str, nn.Module], environments: list[str], context: RoutingContext) -> None:
-        """`modules`: all modules by name to which `label_module` has been applied, at least one."""
+        """`modules`: by name, all modules to which `label_module` has been applied; there must be at least one."""
         super().__init__([], environments, context)
         self.modules = dict(modules)
         self.sites: dict[str, LabelSite] = {name: site_of(module) for name, module in modules.items()}

@@ -133,8 +133,8 @@ class LibraryMixin(LibrarySeams):
     def train(self, resume_from_checkpoint: str | Path | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train from the start, or go on from a checkpoint in `args.output_dir`, which is the newest one if
         `resume_from_checkpoint` is True. Further arguments are those of TRL's `train`. ModelError if the quarantine was removed,
-        or if this is called inside its `ablated()`, `scaled()` or `kept()`. ConfigError if the dataset has too few prompts for a
-        step."""
+        or if this is called inside a block of `quarantine.ablated()`, `scaled()` or `kept()`. ConfigError if the dataset has too
+        few prompts for a step."""
         trainer: Any = self
         if self.quarantine is not None and not self.quarantine.is_on:
             raise ModelError("the quarantine was removed from the model, so nothing would be routed; make a new trainer")
