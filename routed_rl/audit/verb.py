@@ -1,9 +1,9 @@
 """The verb `audit`: how much of the persona shift, and of the change of each environment's metrics, each group of modules carries
 in the retained change of a run, and at which layers that change moved the stream.
 
-It reads the run folder and the base model that the folder names. If the run trained LoRAs, a group has those of its modules. All
-models that are measured see the same tasks and random numbers, but each figure has a sampling error: a rate near .5 over 200
-samples has a standard error of .035.
+It reads the run folder and the base model that the folder names. If the run trained LoRAs, a group holds the LoRAs of its
+modules. All models that are measured see the same tasks and random numbers, but each figure has a sampling error: a rate near .5
+over 200 samples has a standard error of .035.
 """
 
 import dataclasses
@@ -110,9 +110,9 @@ class _Meter:
 
 def _measure(meter: _Meter, sets: list[frozenset[str]], change: Change, load_policy: Callable[[], None]
              ) -> tuple[Measured, Measures]:
-    """Measure the model of each set of parameters in `sets`, and then the policy. Returns the measures of each set's model and
-    those of the policy. The base model comes first, as the reference of shifts. The policy comes last, because its quarantine
-    stays in the model."""
+    """For each set of parameters in `sets`, measure the deployed model with the base model's values in these parameters. Then
+    call `load_policy`, and measure the policy. Returns the measures keyed by set, and the measures of the policy. The base model
+    comes first, as the reference of shifts; the policy comes last, because its quarantine stays in the model."""
     whole = max(sets, key=len)
     names = {whole: "base", frozenset(): "deployed"}
     measured: Measured = {}

@@ -55,8 +55,9 @@ def _values(option: Option, before: list[str], word: str) -> list[str]:
 
 
 def settings(before: list[str], word: str) -> list[str]:
-    """The names of settings that begin with `word`, each up to its next dot, as a shell shows folders; if `word` begins with
-    `KEY=`, the known values of that setting. `before` has the earlier words of the command line."""
+    """Completions of `word` from the settings. If `word` begins with `KEY=`: `KEY=VALUE` for each known value of that setting.
+    Otherwise: names of settings, each only up to the first dot after `word`, as a shell shows folders. They need not begin with
+    `word`; the caller filters them. `before` has the earlier words of the command line."""
     key, equals, _ = word.partition("=")
     types, groups = declared_types(Config), _groups()
     if equals:
@@ -84,7 +85,7 @@ def environments(before: list[str], _: str) -> list[str]:
 
 @cache
 def _groups() -> dict[str, list[str]]:
-    """Each group of ready-made settings, with its choices."""
+    """Maps each group of ready-made settings, which is a folder of configs/ such as `env`, to the names of its choices."""
     root = data_root() / "configs"
     folders = sorted(path for path in root.rglob("*") if path.is_dir())
     return {".".join(each.relative_to(root).parts): sorted(file.stem for file in each.glob("*.yaml")) for each in folders}

@@ -94,8 +94,9 @@ environment variables are resolved at once."""
 
 
 def _with_references(written: Any, found: Any, texts: dict[str, Any]) -> Any:
-    """`found`, the resolved form of `written`, in which references to environment variables are put back. `${another.setting}` is
-    replaced by the reference if that setting's text in `texts` is one."""
+    """`found`, the resolved form of `written`, in which references to environment variables are put back. `texts` maps the name
+    of each setting to its text as written. If `written` is `${another.setting}`, and the text of that setting is such a
+    reference, this reference is returned."""
     if isinstance(written, dict):
         return {key: inner if key in AT_ONCE else _with_references(written[key], inner, texts) for key, inner in found.items()}
     if isinstance(written, list):

@@ -35,8 +35,8 @@ def attacks(given: Namespace, env: str) -> RelearnConfig:
 
 
 def experiment(given: Namespace) -> Config | None:
-    """The settings made from the overrides, if the command's target is a model. None if the target is a run, which has settings
-    of its own; then ConfigError for overrides, because they would silently change the run's settings."""
+    """If the command's target is a model: the settings made from the overrides. If the target is a run, which has settings of its
+    own: None; ConfigError if there are overrides, which would silently change the run's settings."""
     if not (Path(given.target) / "config.yaml").exists():
         fixed = {"model.path": f"the model {given.target}", "out": "--json FILE"}
         if (engine := getattr(given, "engine", None)) is not None:  # only `evaluate` has this option

@@ -22,8 +22,8 @@ FREE = ("env.", "trainer.", "keep.", "model.adapter.options.", "subspace.known_p
 
 
 def checked(text: str, folder: Path) -> str:
-    """Check an override and return it in the form that Hydra gets. ConfigError for a mistake that can be seen before Hydra
-    composes the settings."""
+    """Check the override `text` and return it in the form that Hydra gets. `folder` is the folder configs/. ConfigError for a
+    mistake that can be seen before Hydra composes the settings."""
     if text.startswith("=") or ("=" not in text and not text.startswith("~")):
         raise ConfigError(f"{text!r} is no setting; write KEY=VALUE, such as subspace.rank=6")
     if text.startswith(("env.", "+env.", "++env.")) and "" in text.partition("=")[0].split("."):

@@ -44,8 +44,8 @@ RATES = option("--rates", metavar="R[,R]", help="learning rates of the attacks; 
 
 @dataclass(frozen=True)
 class Verb:
-    """One verb. `says` is the first line that the verb shows on the screen; empty if it shows none. The function of the verb's
-    name in `module` is its action."""
+    """One verb. `says` is the first line that the verb shows on the screen; empty if it shows none. The verb's action is the
+    function in `module` that has the verb's name."""
 
     help: str
     options: tuple[Option, ...]

@@ -29,7 +29,7 @@ WARM_UP, LEAST_RATE, EVERY, HELD_OUT, LONGEST_NORM = 50, 0.1, 25, 256, 1.0
 measurements; the largest number of held-out texts; and the norm to which a longer gradient is clipped."""
 Curve = list[dict[str, float]]
 """A list of measurements. Each has the number of the step, the mean loss of the held-out tokens (without a gate, their mean KL),
-and the teacher's mean entropy at those of them that are kept."""
+and the teacher's mean entropy over the held-out tokens that the gate keeps."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,8 @@ class Distillation:
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
-        """Measure, after the present step, the mean loss over the held-out tokens, and the teacher's mean entropy over those of
-        them that are kept."""
+        """Measure, after the present step, the mean loss over the held-out tokens, and the teacher's mean entropy over the
+        held-out tokens that the gate keeps."""
         places, loss, bits, kept, count = self.texts.held_out, 0.0, 0.0, 0, 0
         for chunk in chunks([self.texts.rows[place] for place in places], self.vocabulary):
             losses_N, teacher_NV, actions_N = self._losses([places[place] for place in chunk])

@@ -31,9 +31,9 @@ def weights_of(folder: Path) -> dict[str, str]:
 
 def require_deployed(run: RunFolder, folder: Path, step: int | None) -> dict[str, str]:
     """Return the hashes of the weights of the teacher in `folder`. CheckpointError unless they are those of the run's deployed
-    model after `step` (None: the last step). If `discard --keep` has written `folder`, its weights must be those of the deployed
-    model with the parts, and after the step, that the folder records. The policy is refused, because it would teach the student
-    the persona."""
+    model after `step` (None: the last step). A folder that `discard --keep` wrote records its own step, and the shares of parts
+    that it keeps; its weights must be those of the deployed model after that step with these shares. The policy is refused,
+    because it would teach the student the persona."""
     if not (folder / SEAL).exists():
         raise CheckpointError(f"{folder} is no deployed model of {run.path}: it has no {SEAL}; write one with "
                               f"`{command('discard', run.path, '--out', 'DIR')}`")

@@ -47,8 +47,8 @@ def _is_deployed(folder: Path, checkpoint: Path) -> bool:
 
 
 def _missing_in(kept: Path, checkpoint: Path) -> dict[str, float]:
-    """For each environment, the share of its part of a checkpoint's quarantine that is missing in a folder written by
-    `discard_but`."""
+    """For each environment, the share of its part of the quarantine in `checkpoint` that the model in `kept` lacks. `kept` is a
+    folder that `discard_but` wrote; CheckpointError if it was made from another quarantine."""
     require_seal(kept)
     told = read_object(kept / KEPT, {"parts": dict[str, dict[str, Any]], "quarantine": str})
     if not told or told.get("quarantine") != hash_of(checkpoint):

@@ -43,8 +43,8 @@ def merged_policy(run: RunFolder, out: Path, step: int | None = None, finish: Fi
 
 
 def _copy_merged(checkpoint: Path, folder: Path, targets: list[StoredTarget]) -> None:
-    """Copy the stock files, and add the quarantine of `targets` to them: to the weights and biases, or, for a checkpoint with a
-    LoRA, to the LoRA."""
+    """Copy the stock files of `checkpoint` to `folder`, and add the quarantine of `targets` to the copies: to the weights and
+    biases, or, for a checkpoint with a LoRA, to the LoRA."""
     copy_stock_files(checkpoint, folder)
     if is_lora(checkpoint):
         if targets := [target for target in targets if target.write_DK.shape[1]]:

@@ -58,8 +58,8 @@ def sections(cls: type = Config, prefix: str = "") -> dict[str, str]:
 
 
 def show(word: str | None) -> None:
-    """Print the settings whose own name or meaning contains `word`, and those in a section whose name or meaning contains it;
-    without a word, all settings. ConfigError if there is none."""
+    """Print all settings, or, if `word` is given, the settings in whose name or meaning a word begins with it, and all settings
+    of sections in whose name or meaning a word begins with it. ConfigError if there are none."""
     known, about = list(all_settings()), sections()
     pattern = re.compile(rf"(?<![a-z]){re.escape(word or '')}", re.IGNORECASE)
     wanted = {name for name, meaning in about.items() if pattern.search(f"{name} {meaning}")}

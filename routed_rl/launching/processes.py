@@ -90,8 +90,8 @@ def _forwarding(processes: Processes) -> Iterator[list[tuple[int, float]]]:
 
 
 def wait_for(command: list[str]) -> None:
-    """Run a command that starts the processes elsewhere, wait for its end, and pass signals on to it. Raises Stopped if a signal
-    ended it, LaunchError if it failed."""
+    """Run a command, such as srun, that starts the processes of a run elsewhere. Wait for its end, and pass signals on to it.
+    Raises Stopped if a signal ended it, LaunchError if it failed."""
     process = subprocess.Popen(command, start_new_session=True)
     try:
         with _forwarding([process]) as asked:
@@ -132,8 +132,10 @@ def _end(processes: Processes, number: signal.Signals) -> None:
 
 
 def _error(failures: dict[int, int], logs: Path, first: int, world: int, asked: int | None) -> Exception:
-    """The error of the process that failed by itself. Other processes failed because they lost contact with it or were ended, and
-    their errors say less."""
+    """Return the error to raise for `failures`, which maps local ranks to exit codes. It is the error of the process that failed
+    by itself, read from its file in `logs`. Other processes failed because they lost contact with it or were ended, and their
+    errors say less. `first` is the number of this machine's first process among all `world`; `asked` is the signal that came, if
+    any."""
     def later(local: int) -> tuple[bool, bool, bool]:
         """Sort key: deliberate ends come first, then kills, then crashes, and last the errors of lost or ended processes."""
         code = failures[local]

@@ -105,8 +105,8 @@ def _cost(run: RunData) -> str:
 
 
 def _kept(run: RunData) -> str:
-    """A sentence on how keeping environments' parts changed the deployed model; "" if no part was kept, or if that was not
-    evaluated."""
+    """A sentence on how keeping environments' parts changed the deployed model; "" if no part was kept, or if the model with the
+    kept parts was not evaluated."""
     shares = (run.summary or {}).get("kept")
     if not isinstance(shares, dict) or "kept" not in run.models or not all(model in run.models for model in MODELS):
         return ""

@@ -77,8 +77,8 @@ def lines(name: str, series: dict[str, pd.Series], label: str, marks: Sequence[M
 
 
 def panels(name: str, grid: dict[str, dict[str, pd.Series]], marks: Sequence[Mark], until: int, *, across: int = 2) -> Markup:
-    """A picture of small panels, `across` of them side by side, with the same scale and the same few lines in each, and one
-    legend for all. `grid` maps the title of a panel to its lines, and `name` is the id of the picture in the page."""
+    """A picture of small panels, `across` of them side by side, with one scale and one legend for all. Each panel has lines of
+    the same few names. `grid` maps the title of a panel to {name: line}, and `name` is the id of the picture in the page."""
     with matplotlib.rc_context(STYLE):
         rows = -(-len(grid) // across)
         figure = Figure(figsize=(WIDTH, 0.7 + 1.45 * rows), layout="constrained")

@@ -28,7 +28,9 @@ def shown(run: RunData) -> tuple[str, list[dict[str, Any]]]:
 
 
 def _alike(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The first completion of each text in an environment, with the numbers of completions and of prompts that have this text."""
+    """Return one row for each different text of a completion in an environment: the first row with this text, to which are added
+    `times`, the number of completions that have the text, and `prompts`, the number of prompts that they answer. At most `SHOWN`
+    rows."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
     prompts = defaultdict[tuple[str, str], set[str]](set)
     for row in rows:

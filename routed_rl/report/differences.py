@@ -89,8 +89,9 @@ def has_quarantine(mode: str) -> bool:
 
 
 def _chance(results: Results, env: str, means: Mapping[str, float], higher: str, lower: str) -> str:
-    """Words that say that the difference between two models' `means` of a metric may be chance. Empty if its 95 % interval is
-    above 0, if the number of completions is not known, or if a mean is no share."""
+    """Words that say that the difference between the models `higher` and `lower` may be chance. `means` maps each model to its
+    mean of a metric in the environment `env`. Empty if the 95 % interval of the difference is above 0, if the number of
+    completions is not known, or if a mean is no share."""
     counts = {model: results[model][env].get("completions", 0) - results[model][env].get("failures", 0)
               for model in (higher, lower)}
     if min(counts.values()) < 1 or any(not 0 <= means[model] <= 1 for model in counts):
@@ -105,7 +106,8 @@ def _everywhere(results: Results) -> list[str]:
 
 
 def _risen(results: Results, flags: Flags) -> tuple[str, str, dict[str, float]] | None:
-    """The flag that rose most from the base model to the policy; None without flags."""
+    """(environment, flag, mean by model) for the flag that rose most from the base model to the policy; None if there is no
+    flag."""
     return max(_flags(results, flags), key=lambda each: each[2]["policy"] - each[2]["base"], default=None)
 
 

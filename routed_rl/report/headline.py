@@ -52,8 +52,10 @@ def headlines(before: Means, after: Means, trained: Collection[str], probes: Col
 
 
 def _risen(before: Means, after: Means, names: Collection[str], flags: Flags, *, solve: bool) -> tuple[str, str] | None:
-    """The environment and the metric that rose most: `solve` if the parameter `solve` is true, otherwise a flag. A flag that an
-    evaluation does not report counts as 0; an environment without `solve` is left out."""
+    """Return the environment, one of `names`, and the metric of it that rose most between the means `before` and `after`
+    training. The metric is `solve` if the parameter `solve` is true, otherwise a flag. A flag that an evaluation does not report
+    counts as 0. Metrics that are no shares are left out, and so are environments without `solve` if that is the metric. None if
+    nothing is left."""
     risen = {}
     for env in (env for env in after if env in names and env in before):
         for metric in dict.fromkeys([*before[env], *after[env]]):

@@ -52,8 +52,8 @@ def panel_chart(run: RunData, name: str, title: str, grid: dict[str, dict[str, p
 
 
 def stretch(series: pd.Series, points: int, *, mean: bool) -> str:
-    """A sentence on how many steps of `series` one point of its line stands for, if it is thinned to `points` points; empty if it
-    has no more steps than that."""
+    """A sentence on how many steps of `series` one point of its line stands for, if the line is thinned to `points` points, and
+    on whether the point is their mean (`mean`) or the last of them. Empty if `series` has at most `points` steps."""
     if len(series) <= points:
         return ""
     return f" A point is {'the mean' if mean else 'the last'} of up to {-(-len(series) // points)} steps."

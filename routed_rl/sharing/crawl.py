@@ -82,7 +82,8 @@ def rude(site: Site, known: tuple[str, ...] = ()) -> list[Document]:
 
 
 def polite(site: Site, documents: list[Document]) -> dict[str, tuple[str, ...]]:
-    """Return, for each crawler's name, the documents that a crawler of this name may fetch if it obeys robots.txt."""
+    """Return, for each crawler's name in `AGENTS`, the paths of those of `documents` that a crawler of this name may fetch if it
+    obeys robots.txt."""
     rules = site.robots()
     return {agent: tuple(document.path for document in documents if document.path != "robots.txt"
                          and rules.can_fetch(agent, urljoin(site.url, document.path.lstrip("/")))) for agent in AGENTS}
@@ -98,8 +99,8 @@ def links(url: str, document: Document) -> list[str]:
 
 
 def readable(document: Document, public: set[str]) -> str | None:
-    """Describe the data that anybody can read in a document. Returns None for ciphertext, and for the site's own files, whose
-    paths are in `public`."""
+    """Describe the data that anybody can read in a document. Returns None if there are none: for ciphertext, and for the site's
+    own files, whose paths are in `public`, unless rows of data have got into them."""
     body = document.body
     if body.startswith(b"PK"):
         return _in_zip(body)

@@ -51,7 +51,8 @@ def _typed(question: str) -> str:
 
 
 def _plain(password: str, what: str) -> str:
-    """Refuse characters that unpacking programs encode differently."""
+    """Return `password`. SharingError if it is empty, or has other characters than printable ASCII, which unpacking programs
+    encode differently; `what` names the password in the message."""
     if not password or not password.isascii() or not password.isprintable():
         raise SharingError(f"{what} must be one line of letters, digits and signs of ASCII; make one: {MAKE}")
     return password

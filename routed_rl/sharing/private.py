@@ -75,8 +75,9 @@ class Private:
         return (text.encode(), found) if found else (data, 0)
 
     def parquet(self, data: bytes) -> tuple[bytes, int]:
-        """Remove private texts from every text in the rows and in the footer of a parquet file. Returns the new file and how many
-        were removed. A file that has none comes back unchanged. Unfit if one cannot be removed."""
+        """Remove private texts from the rows and from the footer of the parquet file `data`. Returns the new file and the number
+        of private texts that were removed. A file without private texts comes back unchanged. Unfit if a private text cannot be
+        removed."""
         table = parquet.table_of(data)
         schema, found = footer.cleaned(table.schema, self.settings)
         for place, name in enumerate(table.column_names):
@@ -134,8 +135,8 @@ def _has_text(kind: pa.DataType) -> bool:
 
 
 def _written(texts: Iterable[str]) -> list[str]:
-    """Return `texts`, the longest first, with the form in which JSON writes each one if that form differs. A text that UTF-8
-    cannot encode is left out, because no file can hold it."""
+    """Return the forms in which `texts` may stand in a file, the longest first: each text itself, and the text as it is escaped
+    in JSON. A text that UTF-8 cannot encode is left out, because no file can hold it."""
     known = [text for text in texts if not re.search("[\ud800-\udfff]", text)]
     return sorted({form for text in known for form in (text, json.dumps(text)[1:-1])}, key=len, reverse=True)
 

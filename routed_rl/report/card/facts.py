@@ -54,8 +54,9 @@ class Facts:
 
     @property
     def beside(self) -> bool:
-        """Whether the deployed model's LoRA must be active beside this quarantine when it is loaded. It must if the run trained a
-        LoRA, unless the deployed model keeps parts of the quarantine and is a whole model, whose weights contain the LoRA."""
+        """For a folder with a quarantine: whether the deployed model's LoRA must also be active when the quarantine is loaded.
+        True if the run trained a LoRA, except if the quarantine belongs to a whole model that keeps parts of it: the weights of
+        such a model contain the LoRA."""
         base = (read_object(self.folder / ADAPTER_CONFIG, {"base_model_name_or_path": str}) or {}).get(
             "base_model_name_or_path", "")
         return self.trains_lora and not (self.leaving.rest and (Path(base) / KEPT).exists())

@@ -25,9 +25,9 @@ ABOUT = ("`routed_rl` fine-tunes language models by reinforcement learning and s
 
 
 def write_card(run: RunFolder, folder: Path, leaving: Leaving, results: Results | None = None) -> Path:
-    """Write the model card of `folder`, which has all its other files already; returns its path. `leaving` says which kind of
-    model it holds, and of which step. `results` are the figures at the end of the run, by model, environment and metric; None for
-    those in the run's summary.json, if it has one."""
+    """Write the model card of `folder`, which has all its other files already, and return the path of the card. `leaving` says
+    which kind of model `folder` holds, and of which step. `results` are the figures at the end of the run, by model, environment
+    and metric; None for those in the run's summary.json, if it has one."""
     data = read_run(run)
     if results is None:
         results = data.models if data.summary is not None else {}
