@@ -93,8 +93,8 @@ def tables(found: dict[str, Any]) -> dict[str, list[dict[str, str]]]:
 
 
 Answer = tuple[str, bool | None] | None
-"""The answer to a question about a subspace, in words, and whether it is good (None if that could not be measured). None if there
-is no figure at all."""
+"""The answer to a question about a subspace, in words, and whether the answer is good (None if this could not be measured). None
+instead of the pair if there is no figure to answer with."""
 
 
 def _separation(axes: dict[str, Any] | None, limit: float) -> Answer:

@@ -64,9 +64,9 @@ Choose = Callable[[Factors], Chosen]
 
 
 def by_target(job: Job, prepare: Prepare) -> Choose:
-    """Return a function that chooses factors by the first axis of another subspace, `subspace.target`. It adds one factor after
-    another: each time the one with which the span of the chosen factors' effects holds the most of that axis. The score of a
-    factor is the cosine between its effect and that axis, as a mean over layers. `prepare`: makes the other subspace if
+    """Return a function that chooses factors by the first axis of another subspace, `subspace.target`. Factors are added one
+    after another, each time the factor that makes the span of the chosen factors' effects hold the most of that axis. The score
+    of a factor is the cosine between its effect and that axis, as a mean over layers. `prepare`: makes the other subspace if
     `subspace.target` is mean_difference instead of a folder."""
     target, path = job.config.target, Path(job.config.target).expanduser()
     if target == "mean_difference":
@@ -115,9 +115,9 @@ def by_answers(job: Job, _prepare: Prepare) -> Choose:
 
 
 def by_environments(job: Job, _prepare: Prepare) -> Choose:
-    """Return a function that chooses the factors with the largest effect on behaviour. The score of a factor is how much a vector
-    along it, added to the stream, raises the share of completions that the environments flag: half the difference between the
-    vector and the opposite vector."""
+    """Return a function that chooses, among the directions ("factors") that a method without labels has found, those with the
+    largest effect on behaviour. A factor's score is half the change of the share of completions that the environments flag, when
+    a vector along the factor is added to the stream in place of its opposite."""
     behave = job.behave
     if behave is None:
         raise SubspaceError("subspace.choose=environments needs environments that flag something, and there are none here; set "

@@ -130,8 +130,8 @@ def rl_job(model: Attacked, asked: RelearnConfig, rate: float, folder: Path) -> 
 
 
 def rl_curve(job: Job, env: str) -> list[float]:
-    """Return the share of flagged completions in the environment `env` in each step of a finished run; 0 for a step in which no
-    flag of the detector was reported."""
+    """Return, for each step of a finished run, the share of flagged completions in the environment `env`. It is the largest of
+    the shares of the detector's flags, or 0 if the step reported none of them."""
     names = [f"environment/{env}/{flag}" for flag in job.config.baseline.detector.flags]
     return [max((row[name] for name in names if row.get(name) is not None), default=0.0)
             for row in MetricsFile(job.folder.metrics).rows()]

@@ -99,7 +99,7 @@ def plan_runs(overrides: list[str], arms: list[str], seeds: int, out: Path, comp
 
 def plan_ranks(overrides: list[str], ranks: list[int], out: Path, compose: Compose) -> dict[int, Job]:
     """Plan a run of the arm `route` at each of `ranks`, under the first seed. Returns {rank: run}. If one of `ranks` is the
-    experiment's own `subspace.rank`, its run is the one that `plan_runs` plans for the arm and that seed."""
+    experiment's own `subspace.rank`, its run is the one that `plan_runs` plans for the arm `route` and the first seed."""
     routed = [*overrides, *ARMS[ROUTED]]
     config = compose(routed)
     plans = {}

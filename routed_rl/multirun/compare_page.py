@@ -45,7 +45,8 @@ def _sections(found: dict[str, Any], heads: list[Headline], tables: Sequence[Num
 
 
 def _forest(found: dict[str, Any], head: Headline, words: str = "") -> Panel:
-    """A panel with a point and its interval for the base model and for each arm's deployed model."""
+    """A panel for the figure `head`, with a point and its interval for the base model and for each arm's deployed model. `words`
+    is the text below the panel's title."""
     models = {"base": next(iter(found["arms"].values()), {}).get("base", {})}
     models |= {arm: each.get("deployed", {}) for arm, each in found["arms"].items()}
     bars = [Bar(name, value["mean"], None if value["low"] is None else (value["low"], value["high"]), LOOKS.get(name, "other"))

@@ -72,8 +72,8 @@ def try_out(config: Config, overrides: list[str]) -> None:
 
 
 def of_one_date(jobs: Sequence[Job]) -> list[Job]:
-    """Give the same date to all runs that are compared, for chat templates that ask for one: the date of the first run that has
-    begun, or else the present time."""
+    """Return copies of `jobs` that have the same date, for chat templates that ask for one: the date of the first run that has
+    begun, or else the present time. A date that is set in a job's config stays."""
     begun = [job.folder.settings().get("model", {}).get("date") for job in jobs if job.folder.config.exists()]
     date = next(filter(None, begun), datetime.now().isoformat(timespec="seconds"))
     return [dataclasses.replace(job, config=dataclasses.replace(job.config, model=dataclasses.replace(

@@ -184,7 +184,8 @@ class ServerEngine:
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """Inside this context no process of the run waits for an answer of a server."""
+    """Wait for all processes of the run before the block and after it, so that inside the block none of them waits for an answer
+    of a server."""
     RANKS.wait()
     yield
     RANKS.wait()

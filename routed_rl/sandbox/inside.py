@@ -155,9 +155,9 @@ def leave(status: int, space: "dict[str, Any]") -> None:
 
 
 def wait_and_run(source: int, reply: int, uid: int) -> list[str]:
-    """Wait for the request on the descriptor `source`, and fork. The parent, which is process 1 of the jail, waits for the child,
-    answers on the descriptor `reply`, and never returns. The child returns the arguments of the program, by which the caller
-    must replace it. `uid`: the user as whom both run; 0 for the present one."""
+    """Wait for the request on the descriptor `source`, and fork. In the parent, which is process 1 of the jail, this function
+    waits for the child, writes the reply to the descriptor `reply`, and never returns. In the child it returns the arguments of
+    the program, which the caller must then run. `uid`: the user as whom both processes run; 0 for the present one."""
     if os.getpid() != 1:
         sys.exit("this program ends every process it sees: it must be process 1 of a PID namespace")
     if uid:
