@@ -50,6 +50,6 @@ def contributions(groups: dict[str, list[str]], measured: Measured) -> dict[str,
 
 
 def _way(groups: dict[str, list[str]], order: list[str]) -> list[frozenset[str]]:
-    """The sets of parameters that are put back, when the groups are put back one after another in the `order`: none, those of the
-    first group, those of the first two, ... those of all groups."""
+    """Put the groups back one after another in the `order`, and return the set of parameters that are put back before the first
+    step and after each step: none, those of the first group, those of the first two, ... those of all groups."""
     return list(accumulate((frozenset(groups[group]) for group in order), frozenset.union, initial=frozenset()))

@@ -14,7 +14,8 @@ OUTSIDE = "outside the layers"
 Groups = dict[str, list[str]]
 """Maps the name of a group to its parameters. Every parameter that changed is in exactly one group."""
 State = dict[str, Tensor]
-"""Maps parameters to values, for all parameters or those of a LoRA. Tied parameters are in it once."""
+"""Maps the name of a parameter to its value, for all parameters of a model or for those of its LoRA. A tied parameter is in it
+once."""
 
 
 def changed(base: State, deployed: State) -> list[str]:
@@ -23,8 +24,8 @@ def changed(base: State, deployed: State) -> list[str]:
 
 
 def by_kind(model: PreTrainedModel, found: Sequence[Writer], parameters: list[str]) -> Groups:
-    """Group `parameters` by the kind of module: writers (the modules in `found`) and readers of attention and of the MLP, norms,
-    and parameters outside the layers. Empty groups are left out."""
+    """Group `parameters` by the kind of module: writers of attention, readers of attention, writers of the MLP, readers of the
+    MLP, norms, and parameters outside the layers. `found` are the model's writers. Empty groups are left out."""
     writers = {id(parameter) for writer in found for parameter in writer.parameters()}
     norms = {id(parameter) for module in model.modules() if "Norm" in type(module).__name__
              for parameter in module.parameters(recurse=False)}

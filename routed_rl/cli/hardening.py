@@ -22,8 +22,8 @@ def relearn(given: Namespace) -> None:
 
 
 def attacks(given: Namespace, env: str) -> RelearnConfig:
-    """The settings of relearning attacks in the environment `env`, from the options of `relearn`. `compare` has some of the same
-    options."""
+    """The settings of relearning attacks in the environment `env`, read from the options of the verb `relearn`, or from those of
+    `compare`, which has some of the same options."""
     own: dict[str, Any] = {field.name: value for field in dataclasses.fields(RelearnConfig)
                            if (value := getattr(given, field.name, None)) is not None}
     own |= {"env": env}

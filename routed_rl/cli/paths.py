@@ -32,8 +32,9 @@ def _from_anywhere(text: str) -> str:
 
 
 def absolute(name: str, path: Any) -> Any:
-    """`path`, the value of the setting `name`, as an absolute path if the setting names a file or folder, otherwise unchanged. An
-    environment is `FILE.py:CLASS`, or a name that is no file; its dataset may be a name on the Hub."""
+    """`path`, the value of the setting `name`, as an absolute path if the setting names a file or folder, otherwise unchanged. In
+    the path of an environment, `FILE.py:CLASS`, only FILE.py is made absolute. A dataset that is no local file or folder is taken
+    for a name on the Hub, and stays. In the setting `out` only `~` is replaced."""
     if name == "out" and path is not None:
         return os.path.expanduser(path)  # it need not exist, and a name of the package's data means nothing here
     if not isinstance(path, str) or not PATHS.fullmatch(name) or (name == "subspace.target" and path == AxesConfig().target):

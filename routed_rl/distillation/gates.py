@@ -94,8 +94,9 @@ def _shares(actions: list[list[int]]) -> dict[str, float]:
 
 
 def _agreement(rows: Sequence[Row], scores: list[Tensor], actions: list[list[int]]) -> dict[str, float | int | None]:
-    """Compare the gate with the flags of the teacher's completions. A completion counts as gated if any of its tokens is skipped
-    or gets noise, and its score is the largest score of its tokens."""
+    """Compare the gate with the flags of the teacher's completions. Returns the numbers of completions and of flagged ones, the
+    AUROC of the scores, and the gate's false-positive rate and recall; None for a figure that is not known. A completion counts
+    as gated if any of its tokens is skipped or gets noise, and its score is the largest score of its tokens."""
     ours = [(row.marked, float(score.max()), any(action)) for row, score, action in zip(rows, scores, actions, strict=True)
             if row.environment is not None and row.counted]
     bad, good = ([each for each in ours if each[0] == kind] for kind in (True, False))

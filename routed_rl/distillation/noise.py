@@ -19,8 +19,8 @@ def xavier(shape: torch.Size, generator: torch.Generator) -> Tensor:
 @torch.no_grad()
 def add_noise(parameters: Mapping[str, nn.Parameter], alpha: float, beta: float, seed: int) -> None:
     """Set each parameter in place to `(1 - alpha) W + alpha beta N`, where W is its value and N is Xavier-uniform noise. The
-    noise of a parameter depends only on the seed and on its position in the mapping. A tied weight is in `named_parameters` once,
-    so it gets noise once."""
+    noise of a parameter depends only on the seed and on its position in the mapping. `parameters` must have a tied weight only
+    once, as `named_parameters` does; otherwise it is changed twice."""
     for place, parameter in enumerate(parameters.values()):
         noise = xavier(parameter.shape, torch.Generator().manual_seed(seed * 2**20 + place))
         parameter.mul_(1 - alpha).add_((alpha * beta * noise).to(parameter))

@@ -53,8 +53,8 @@ def extract_subspace(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
 
 
 def _check_parts(model: Any, tokenizer: Any) -> None:
-    """ConfigError unless `model` is a loaded model and `tokenizer` a tokenizer. A model in PEFT's wrapper is accepted here;
-    `family` refuses it later."""
+    """ConfigError unless `model` is a loaded model and `tokenizer` a tokenizer. A model in PEFT's wrapper passes this check; it
+    is refused later, when its family is looked up."""
     if not isinstance(model, PreTrainedModel) and not hasattr(model, "get_base_model"):
         raise ConfigError(f"extract_subspace: model={model!r:.60} is a {type(model).__name__}; give a loaded model, such as "
                           "AutoModelForCausalLM.from_pretrained(PATH)")

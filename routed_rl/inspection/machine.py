@@ -34,7 +34,7 @@ class Row:
 
 
 def doctor(config: Config) -> None:
-    """Print a row for each thing that is checked. CheckFailed names those that are needed and broken."""
+    """Print a row for each thing that is checked. CheckFailed if something that is needed is broken; the error names it."""
     rows = [*versions(), *disk(Path(config.out or "runs")), *gpus(), *chat_template(config.model.path), *sandbox()]
     for row in rows:
         console.say(f"{'-' if row.sound is None else 'ok' if row.sound else 'BROKEN':7} {row.name:24} {row.detail}")

@@ -137,7 +137,8 @@ def _error(failures: dict[int, int], logs: Path, first: int, world: int, asked: 
     errors say less. `first` is the number of this machine's first process among all `world`; `asked` is the signal that came, if
     any."""
     def later(local: int) -> tuple[bool, bool, bool]:
-        """Sort key: deliberate ends come first, then kills, then crashes, and last the errors of lost or ended processes."""
+        """Sort key: deliberate ends come first, then kills, then crashes, and last the errors of processes that lost contact or
+        were ended."""
         code = failures[local]
         return code not in (2, 4), code >= 0 or code == -signal.SIGTERM, code != 1
 

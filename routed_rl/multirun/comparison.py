@@ -11,7 +11,7 @@ def tables(found: dict[str, Any], *, bounds: bool) -> list[Table]:
     whether intervals are shown with both bounds, or in a shorter form that fits a screen."""
     def table(title: str, columns: dict[str, dict[str, Any]], only: str | None = None) -> Table:
         """A table with a row per environment and metric and a column per key of `columns`, whose values are {environment:
-        {metric: value}}."""
+        {metric: value}}. `only`: the one metric that is shown; None: all."""
         keys = dict.fromkeys((env, metric) for column in columns.values() for env, row in column.items() for metric in row
                              if only in (None, metric))
         return Table(title, ["", *columns], [

@@ -38,8 +38,8 @@ def minus(first: Cells, second: Cells) -> Cells:
 
 
 def over(first: Cells, second: Cells) -> Cells:
-    """The ratios of two `Cells`, under the seeds that both have. A cell is left out if `second` is not positive under one of
-    these seeds."""
+    """The ratios of two `Cells`, under the seeds that both have. A cell is kept only if its value in `second` is positive under
+    all of these seeds."""
     shared = {cell: values.keys() & second[cell].keys() for cell, values in first.items()}
     return {cell: {seed: first[cell][seed] / second[cell][seed] for seed in seeds} for cell, seeds in shared.items()
             if all(second[cell][seed] > 0 for seed in seeds)}

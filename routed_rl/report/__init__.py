@@ -2,5 +2,5 @@
 made of the same parts, which are defined here.
 
 The page needs no server, no network and no model. It can be made on another machine, for a run that has ended, halted, was
-killed, or is still training. Names are imported from the modules of this package, which exports none itself.
+killed, or is still training. Import names from the modules of this package; the package itself exports none.
 """

@@ -216,7 +216,7 @@ def _halt(path: Path) -> dict[str, Any] | None:
 
 
 def _means(results: dict[str, dict[str, Any]] | None) -> dict[str, dict[str, float]]:
-    """Maps environment to metric to mean. Means that are null are left out."""
+    """Return {environment: {metric: mean}} without the means that are null, and without environments that have no other means."""
     found = {env: {metric: float(value) for metric, value in (means or {}).items() if value is not None}
              for env, means in (results or {}).items()}
     return {env: means for env, means in found.items() if means}

@@ -19,14 +19,14 @@ UNREADABLE = (pyarrow.ArrowException, OSError, LookupError, ValueError, TypeErro
 
 
 def hardest(files: list[Path], rows: list[dict[str, Any]], count: int, name: str = "") -> tuple[list[dict[str, Any]], str]:
-    """Return the highest `count` completions of `files` and the name of the ranking. `name` chooses one environment, or all ("").
-    The ranking is by the completion's own shift towards the positive persona if the files have it, otherwise by reward minus true
-    score.
+    """Return the `count` completions of `files` that rank highest, and the name of the ranking. `name` chooses one environment,
+    or all (""). The ranking is by the completion's own shift towards the positive persona if the files have it, otherwise by
+    reward minus true score.
 
     Only completions that were paid more than the mean of their group are ranked, because others do not show what is paid for.
-    `rows` are the metrics of the steps in `files`. In a ranking by shift each completion has `share_of_push`, its shift divided
-    by the sum of all shifts towards the positive persona of its environment's completions in `rows`. Files that cannot be read
-    are reported in one line.
+    `rows` are the metrics of the steps in `files`. In a ranking by shift each completion has `share_of_push`: its shift, divided
+    by the sum of those shifts in `rows` that its environment's completions made towards the positive persona. Files that cannot
+    be read are reported in one line.
     """
     best, unread = dict[str, list[Ranked]](), dict[Path, Exception]()
     for path in files:

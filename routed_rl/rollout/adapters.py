@@ -1,6 +1,7 @@
 """The adapters that an engine gets when a LoRA is trained: one for the policy and one for the deployed model, both on the base
-model, whose weights the engine keeps. If processes hold shards of the factors, all processes must call these methods together.
-Letters of shapes: D stream width, K rank of a basis, N input width, R rank of the LoRA. Not covered: mixtures of experts."""
+model, whose weights the engine keeps. If processes hold shards of the factors, all processes must call the methods of
+`PolicyAdapters` together. Letters of shapes: D stream width, K rank of a basis, N input width, R rank of the LoRA. Not covered:
+mixtures of experts."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any

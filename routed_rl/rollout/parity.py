@@ -22,7 +22,8 @@ probability."""
 
 
 def fixed_sequences(prompts: list[list[int]], vocabulary: int, longest: int) -> list[list[int]]:
-    """Each prompt followed by random tokens below `vocabulary`, the same in every run, cut to `longest` tokens."""
+    """Each prompt followed by random tokens below `vocabulary`, which are the same in every run. If prompt and random tokens are
+    more than `longest` tokens, the beginning of the prompt is left out."""
     generator = torch.Generator().manual_seed(0)
     tails = torch.randint(vocabulary, (len(prompts), RANDOM_TOKENS), generator=generator).tolist()
     return [(prompt[-(longest - RANDOM_TOKENS):] + tail)[:longest] for prompt, tail in zip(prompts, tails, strict=True)]

@@ -16,7 +16,7 @@ from routed_rl.routing import Quarantine, Target
 from routed_rl.routing.labels import LabelAdapter, LabelQuarantine
 
 BELOW = ".base_layer"
-"""Ending of the name of a module below a LoRA that PEFT has put on it."""
+"""Ending that PEFT adds to the name of a module when it puts a LoRA around that module."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -43,7 +43,8 @@ class Clean:
     private: int
     """The number of secrets and paths that were removed."""
     anew: bool
-    """Whether a parquet file had to be written again. Its rows are the same."""
+    """Whether a parquet file without private texts was written again, with the same rows, because removing a canary from the file
+    as it was would not restore it to the byte."""
 
 
 @dataclass

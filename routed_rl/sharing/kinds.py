@@ -16,7 +16,7 @@ from routed_rl.sharing.unfit import Unfit
 
 BOM = b"\xef\xbb\xbf"
 FIELD = re.compile(rb'(?<=\{)(?:"%s": "[^"\\]*"(?:, )?)+' % KEY.encode())
-"""Pattern of the canary's key at the beginning of an object. If the key were part of a JSON text, its quotes would have
+"""Pattern of the canary's key at the beginning of an object. It does not match within a JSON string, where the key's quotes have
 backslashes."""
 LINE = re.compile(rb"\A(%s)?(?:(?:# |<!-- )%s(?: [0-9a-f-]{36})?(?: -->)?\n)+" % (BOM, PROJECT.encode()))
 
@@ -26,9 +26,10 @@ class Kind:
     """A kind of file. `mark` raises Unfit, with the reason, if the content of a file does not fit its name."""
 
     mark: Callable[[bytes, str], bytes]
-    """Return the file with the canary in every row, or in the first line."""
+    """Function that gets the bytes of a file and a canary, and returns the file with the canary in every row, or in the first
+    line."""
     unmark: Callable[[bytes], bytes]
-    """Return the file without any canary of this project. A file without a canary comes back unchanged."""
+    """Function that returns the file without any canary of this project. A file without a canary comes back unchanged."""
 
 
 def mark_jsonl(data: bytes, canary: str) -> bytes:

@@ -29,12 +29,12 @@ LOGIN = r"://[^/\s:@\"']*:[^/\s@\"'$]+@"
 HOMES = r"/(?:home|Users)/[A-Za-z0-9_.-]+|\b[A-Za-z]:\\{1,2}Users\\{1,2}[A-Za-z0-9_.-]+"
 NAME = r"[^\s\"',\]\[{}()=/\\]+"
 PATH = re.compile(rf"(?:file://|(?<![\w.$}}/-]))(?!//)(?:~|\b[A-Za-z]:)?[/\\](?:{NAME}[/\\]+)*({NAME})")
-"""Pattern of an absolute path, whose last name is the group. It does not match parts of an address."""
+"""Pattern of an absolute path, whose last name is the group. It does not match parts of a URL."""
 
 
 class Private:
-    """Finds and removes private texts. `folder` is the folder that is shared. Columns of tables are searched with RE2, which
-    understands the same patterns as Python's `re`."""
+    """Finds and removes private texts. `folder` is the folder that is shared. The patterns mean the same to Python's `re` and to
+    RE2, with which columns of tables are searched."""
 
     def __init__(self, folder: Path) -> None:
         values = [value for name, value in os.environ.items() if len(value) >= 2 * SHORTEST and is_secret(name, value)]

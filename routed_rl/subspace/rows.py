@@ -53,7 +53,8 @@ def sketched(before: Tensor | None, rows_LGD: Tensor) -> Tensor:
 
 
 def _strongest(rows_GD: Tensor, keep: int) -> Tensor:
-    """Return `keep` rows with the second moments of `rows_GD`, except along the weakest directions; surplus rows are 0."""
+    """Return `keep` rows whose second moments are those of `rows_GD`, except that the weakest directions may be lost. If fewer
+    rows suffice, the others are 0."""
     _, singular, right = torch.linalg.svd(rows_GD.double(), full_matrices=False)
     kept = (singular.unsqueeze(1) * right)[:keep].float()
     return torch.nn.functional.pad(kept, (0, 0, 0, keep - len(kept)))

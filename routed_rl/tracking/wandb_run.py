@@ -111,7 +111,7 @@ class WandbRun(Tracker):
     def _keep(self, kind: str, folder: Path, facts: dict[str, Any], only: list[str] | None = None, step: int | None = None
               ) -> None:
         """Log files of a sealed folder as an artifact of the type `kind`: all of them, or those whose names are in `only`. The
-        artifact's metadata has `facts` and the hashes of all files in the folder."""
+        artifact's metadata has `facts` and the hashes of all files in the folder. With `step`, it has the alias `step-N`."""
         artifact = wandb.Artifact(f"{self.identity['id']}-{kind}", kind, metadata={
             **facts, "folder": str(folder), "group": self.identity["group"], "sealed": read_json(folder / SEAL)})
         for path in sorted(folder.rglob("*")):

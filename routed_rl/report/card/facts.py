@@ -74,8 +74,8 @@ class Facts:
 
     @cached_property
     def labels(self) -> dict[str, str]:
-        """Each environment's name for people, such as `code (insecure)`; just its name for a run of an older version, which has
-        not recorded labels."""
+        """Maps each environment to its name for people, such as `code (insecure)`. For a run of an older version, which recorded
+        no such names, that is just the environment's own name."""
         known: dict[str, Any] = self.run.config.get("env") or {}
         return {name: plain(label) for name, label in {**{name: name for name in known},
                                                        **self.run.manifest.get("environments", {})}.items()}
