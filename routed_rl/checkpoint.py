@@ -1,6 +1,6 @@
-"""The files of a checkpoint beside those of a stock model folder: the quarantine, and the state of the training loop.
-`quarantine.safetensors` is `Router.state_dict()`. `loop.pt` of the first process, and `loop-N.pt` of process N, hold the state of
-TRL's loop that TRL keeps in memory and does not save."""
+"""Writes and reads the files of a checkpoint that a stock model folder does not have: the quarantine, and the state of the
+training loop. `quarantine.safetensors` holds `Router.state_dict()`. `loop.pt` (first process) and `loop-N.pt` (process N) hold
+what TRL keeps of its training loop in memory and does not save."""
 
 import json
 from collections.abc import Iterator
@@ -31,9 +31,10 @@ OPTIONAL = {"groups", "ahead"}
 
 @contextmanager
 def writing(run: RunFolder, step: int, keep: int | None) -> Iterator[Path]:
-    """Yield the folder of the checkpoint of `step` to fill, and seal it afterwards, so that a kill or a full disk never costs an
-    earlier checkpoint. Then older checkpoints are removed until `keep` are left (None: all stay). Checkpoints of later steps do
-    not count as any of the `keep`, because they must be damaged: the run would have continued from them if they were complete."""
+    """Yield a folder to fill with the checkpoint of `step`, and seal it when the block ends. A kill or a full disk never costs an
+    earlier checkpoint. Then the oldest checkpoints are removed until `keep` are left, the new one included (None: all stay).
+    Checkpoints of later steps, which are damaged (the run would otherwise have continued from them), are neither counted nor
+    removed."""
     try:
         with sealed_folder(run.checkpoint(step)) as partial:
             yield partial
@@ -49,8 +50,8 @@ def writing(run: RunFolder, step: int, keep: int | None) -> Iterator[Path]:
 
 @contextmanager
 def going_on_from(file: Path) -> Iterator[None]:
-    """Inside the block, any error in reading a file of a checkpoint becomes a CheckpointError of one line, which names the file
-    and the way out."""
+    """Inside the block, which reads `file` of a checkpoint, any error but a RoutedRLError becomes a CheckpointError of one line.
+    It names the file, and says how to use another checkpoint instead."""
     with reading(CheckpointError, f"{file} is not what this run writes (use --step N of another checkpoint, or move "
                                   f"{file.parent.name} out of {file.parent.parent} to resume from an earlier one)"):
         yield
@@ -77,7 +78,8 @@ def read_weights(model: nn.Module, folder: Path) -> dict[str, Tensor]:
 
 
 def _read_adapter(parameters: dict[str, Any], names: dict[str, str], file: Path) -> dict[str, Tensor]:
-    """The tensors of a LoRA under the names that they have in the model; `names` maps these names to the names in the file."""
+    """Read the tensors of a LoRA from `file`, and return them under the names that they have in the model. `names` maps these
+    names to the names in the file, and `parameters` maps them to the model's parameters, whose shapes the tensors must have."""
     with going_on_from(file):
         found = load_file(file)
         if found.keys() != set(names.values()):
@@ -101,8 +103,8 @@ def save_quarantine(folder: Path, router: Router, step: int, family: dict[str, s
 
 
 def load_quarantine(folder: Path, router: Router) -> None:
-    """Load what `save_quarantine` wrote into the router. CheckpointError if the environments have other names or another
-    order."""
+    """Load into `router` the state that `save_quarantine` wrote to `folder`. CheckpointError if the router's environments have
+    other names there, or another order."""
     with going_on_from(folder / QUARANTINE), safe_open(folder / QUARANTINE, "pt") as file:
         environments = json.loads(file.metadata()["environments"])
         if environments != router.quarantine.environments:
@@ -140,7 +142,8 @@ def move_quarantine(folder: Path, trained: list[str], kept: list[str]) -> None:
 
 
 def start_afresh(folder: Path) -> None:
-    """Drop the buffered completions of a checkpoint, because they come from another mixture of environments."""
+    """Drop the buffered completions and the counts of scorings from the checkpoint in `folder`, so that a run with another
+    mixture of environments can continue from it."""
     for rank in range(len(list(folder.glob("loop*.pt")))):
         loop = load_loop(folder, rank)
         assert loop is not None, f"{folder} has no {loop_file(folder, rank).name}"
@@ -154,8 +157,8 @@ def _rows(tensor: Tensor, places: list[int]) -> Tensor:
 
 
 def save_loop(folder: Path, state: dict[str, Any], rank: int = 0) -> None:
-    """Write the counters and buffered completions of the process `rank`: a dict of numbers, tensors, and lists and dicts of
-    them."""
+    """Write `state`, the counters and buffered completions of the process `rank`, into the checkpoint in `folder`. It consists of
+    numbers, tensors, and lists and dicts of them."""
     torch.save(state, loop_file(folder, rank))
 
 

@@ -1,4 +1,5 @@
-"""The errors that a user can cause. Each message is one line that names the thing, the value and the way out."""
+"""The errors that a user can cause. Each message is one line, which says what is wrong (with the setting or file, and its value)
+and how to put it right."""
 
 import shlex
 import shutil
@@ -87,8 +88,8 @@ class ParityError(CheckFailed):
 
 @contextmanager
 def reading(kind: type[RoutedRLError], what: str) -> Iterator[None]:
-    """Inside the block, any other exception, such as a library's for a damaged file, becomes an error of the class `kind`, with a
-    message of one line that begins with `what`. A RoutedRLError passes unchanged."""
+    """Inside the block, a RoutedRLError passes unchanged. Any other exception, such as a library's for a damaged file, becomes an
+    error of the class `kind`, whose message is one line that begins with `what`."""
     try:
         yield
     except RoutedRLError:

@@ -57,7 +57,7 @@ Complete = Callable[[list[list[int]], int], list[list[int]]]
 Progress = Callable[[int, int], None]
 """Function (completions done, completions in all) -> None, called after each batch."""
 Told = Callable[[dict[str, list[Answer]]], None]
-"""Function that is called at the end with the first answers in each environment."""
+"""Function that `scored` calls at its end with the first answers in each environment, by the environment's name."""
 
 
 def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environments: list[LoadedEnvironment],
@@ -78,15 +78,15 @@ def scored(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environme
            config: EvaluationConfig, *, seed: int, max_new_tokens: int, progress: Progress | None = None,
            served: Served | None = None, deployed: bool = False, share: bool = False,
            told: Told | None = None) -> dict[str, list[Score | None]]:
-    """{environment: the score of each of its tasks}. Every model gets the same tasks in the same order. The score is None where
-    scoring failed.
+    """Score one completion of the model for each task, and return {environment: the scores of its tasks}. Every model gets the
+    same tasks in the same order. A score is None where scoring failed; a failure never counts as reward 0.
 
     There are `config.samples` tasks of the split "eval" per environment, with one completion each. The completions depend only on
     the seed, the environment's name and the model. Training mode and random state are left as they were. If an engine `served` is
-    given, it completes instead of `model`: the policy, or with `deployed` the deployed model. With `share` the processes of a run
-    divide the batches among them, and each returns all scores; otherwise each process makes all batches. `progress` is called
-    after each batch, and `told` at the end, with the first `config.answers` answers in each environment. Raises TaskError for an
-    environment without tasks, or one that fails to score too often. A failure never counts as reward 0.
+    given, it generates the completions in place of `model`: as the policy, or with `deployed` as the deployed model. With `share`
+    the processes of a run divide the batches among them, and each returns all scores; otherwise each process makes all batches.
+    `progress` is called after each batch, and `told` at the end, with the first `config.answers` answers in each environment.
+    Raises TaskError for an environment without tasks, or one that fails to score too often.
     """
     complete = _completer(model, tokenizer, config, max_new_tokens, served, deployed)
     scorer = Scorer({loaded.name: loaded for loaded in environments}, config.max_failures)
@@ -120,7 +120,8 @@ def scored(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environme
 
 
 def _in_order(batches: dict[tuple[str, int], list[Any]], names: Sequence[str], *, share: bool) -> dict[str, list[Any]]:
-    """{environment: the contents of its batches, one after another}. With `share`, the batches of all processes are collected."""
+    """Join the batches of each environment in `names`, in order, and return {environment: contents}. A key of `batches` is an
+    environment and the number of the batch's first task. With `share`, the batches of all processes are joined."""
     if share:
         batches = {place: found for each in RANKS.gather(batches) for place, found in each.items()}
     return {name: [each for place in sorted(batches) if place[0] == name for each in batches[place]] for name in names}

@@ -67,9 +67,10 @@ def _is_full(error: Exception) -> bool:
 
 
 def leave_at_the_end() -> Callable[[int], None]:
-    """Have the process end as soon as everything that is registered with `atexit` has run. Otherwise the user waits 1 to 2
-    seconds more, in which the interpreter takes torch and transformers down. Returns a function that must be called with the exit
-    code. Call `leave_at_the_end` before other modules register anything, because `atexit` runs last what was registered first."""
+    """Register a function that ends the process as soon as everything else that is registered with `atexit` has run. This saves 1
+    to 2 seconds in which the interpreter would take torch and transformers down. Returns a function that must be called with the
+    exit code. Call `leave_at_the_end` before other modules register anything, because `atexit` runs last what was registered
+    first."""
     codes = list[int]()
 
     def leave() -> None:

@@ -11,7 +11,7 @@ Found = TypeVar("Found")
 
 
 def in_thread(call: Callable[[], Found], name: str | None = None) -> Future[Found]:
-    """Begin `call` in a thread of this name, and return its future result or error."""
+    """Begin `call` in a thread of this name, and return a future of its result or error."""
     future: Future[Found] = Future()
 
     def run() -> None:

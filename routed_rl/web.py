@@ -32,8 +32,8 @@ class NoAnswer(ConnectionError):
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer of a server. `whole` says whether the server marked the end of the answer and the answer was read to that
-    end."""
+    """The answer of a server. `whole`: whether the server marked where the answer ends, and all of the answer up to there was
+    read."""
 
     status_code: int
     body: bytes
@@ -146,7 +146,8 @@ class Server:
 
 
 def _end(thread: threading.Thread, sockets: list[socket.socket]) -> None:
-    """End the thread of a request. A thread that still looks up a name ends after the look-up and sends nothing."""
+    """End the thread of a request by shutting down its `sockets`. A thread that still looks up a name has no socket yet; it ends
+    after the look-up and sends nothing."""
     for each in sockets:
         with suppress(OSError):
             each.shutdown(socket.SHUT_RDWR)

@@ -36,7 +36,7 @@ def _tensors(folder: Path) -> Iterator[tuple[str, str, Any]]:
 
 
 def _inside(tree: Any, place: str) -> Iterator[tuple[str, Any]]:
-    """Yield the leaves of nested dicts and lists, each with its path."""
+    """Yield the leaves of `tree`, nested dicts and lists, each with its path. The paths begin with `place`."""
     if isinstance(tree, (dict, list, tuple)):
         for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
             yield from _inside(value, f"{place}.{key}".lstrip("."))

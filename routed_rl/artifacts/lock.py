@@ -30,8 +30,8 @@ def alone_in(folder: Path) -> AbstractContextManager[None]:
 
 
 def alone_making(path: Path) -> AbstractContextManager[None]:
-    """As `alone_in`, but for a file or folder `path` that is put in place in one step and may not exist yet. So the lock file
-    lies beside `path`."""
+    """As `alone_in`, but for a file or folder `path` that is put in place in one step and may not exist yet. The lock file
+    therefore lies beside `path`, not inside it."""
     there = path.absolute()  # `.` has no name
     return _holding(there.with_name(f".{there.name}{LOCK}"), path)
 
@@ -78,7 +78,7 @@ def _warn(text: str) -> None:
 
 
 def _sign(descriptor: int) -> None:
-    """Write the holder's identity into the lock file."""
+    """Write into the lock file, which is open as `descriptor`, which process holds the lock."""
     command = " ".join([Path(sys.argv[0]).name.replace("__main__.py", "routed-rl"), *sys.argv[1:2]])
     holder = {"pid": os.getpid(), "host": socket.gethostname(), "command": command,
               "since": datetime.now(UTC).isoformat(timespec="seconds")}

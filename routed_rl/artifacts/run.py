@@ -142,8 +142,8 @@ class RunFolder:
         return self.checkpoints / f"step-{step}"
 
     def last_checkpoint(self) -> tuple[Path | None, list[str]]:
-        """The newest checkpoint from which the run can continue, or None, and one line for each damaged checkpoint that was
-        skipped."""
+        """Return the newest checkpoint from which the run can continue (None if there is none), and a list with a line for each
+        damaged checkpoint that was skipped."""
         skipped = []
         for step in reversed(self.steps()):
             if (problem := damage(self.checkpoint(step))) is None:

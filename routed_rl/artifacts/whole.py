@@ -74,7 +74,8 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def _not_finite(data: Any, place: str = "") -> str:
-    """`PLACE=VALUE` of the first number of nested `data` that is nan or infinite; empty if there is none."""
+    """`PLACE=VALUE` of the first number of nested `data` that is nan or infinite; empty if there is none. `place` is the path of
+    `data` itself."""
     if isinstance(data, float):
         return "" if math.isfinite(data) else f"{place}={data}"
     inner = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, (list, tuple)) else ()

@@ -1,8 +1,8 @@
 """Every setting and its default. Nothing here imports torch, because `routed-rl --help` and a bad override must answer at once.
 
-`trainer` is a free mapping: its keys are the fields of TRL's own `GRPOConfig`, and they are checked against that class when the
-trainer is built. `env` maps the name of each environment to `path` (or `dataset` and `reward`), `weight`, `probe` and the keyword
-arguments of its class.
+`trainer` is a free mapping. Besides `algorithm` and `lean`, its keys are fields of TRL's own class, such as `GRPOConfig`. They
+are checked against that class when the trainer is built. `env` maps the name of each environment to `path` (or `dataset` and
+`reward`), `weight`, `probe` and the keyword arguments of its class.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ __all__ = ["AUTO", "LABELS", "UNNAMED", "AdapterConfig", "AuditConfig", "Baselin
 @dataclass(kw_only=True, slots=True)
 class Config:
     name: str = "run"
-    """Name of the run, which ends the name of its default folder."""
+    """Name of the run. It is the end of the default folder's name, runs/<time>-<name>."""
     seed: int = 0
     """Seed of everything that the run draws at random, a whole number from 0 to 2**31 - 1; the same settings and seed draw the
     same tasks and numbers."""
@@ -95,8 +95,8 @@ class Config:
 
     @property
     def mixture(self) -> dict[str, dict[str, Any]]:
-        """The settings of the environments by name: `env`, or, with baseline.interleave, a copy in which the probe environments
-        are trained on too and get that share of the tasks."""
+        """The settings of the environments by name. This is `env`; or, if `baseline.interleave` is above 0, a copy in which the
+        probe environments are trained on too and together get that share of the tasks."""
         return interleaved(self.env, self.baseline.interleave) if self.baseline.interleave else self.env
 
     @property

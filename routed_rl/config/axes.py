@@ -1,5 +1,5 @@
-"""Settings of the methods that find unnamed axes. The axes are factors of the model's response to a vector that is added to its
-stream (dct), or vectors trained on preferences (dpo, bipo)."""
+"""Settings of the methods that find axes without names. dct finds directions along which a vector that is added to the stream
+changes later layers most, and takes some of them as axes. dpo and bipo train vectors on preferences."""
 
 from dataclasses import dataclass
 
@@ -31,8 +31,8 @@ class AxesConfig:
     """For method=dct: length of the added vector, in the stream's own units. null: with form=exponential the length that
     `nonlinearity` asks for, with form=linear a quarter of the stream's length."""
     nonlinearity: float = 0.5
-    """For method=dct with form=exponential and radius=null: the share by which the response must depart from its linear part. The
-    added vector gets the smallest length at which it does."""
+    """For method=dct with form=exponential and radius=null: share by which the response must depart from its linear part. The
+    added vector gets the smallest length at which the response departs by this share."""
     plain_prompts: str | None = None
     """For method=dct: file of ordinary prompts, JSON lines of {"prompt": ...}; null for the prompts of the preference pairs, or,
     if there are no pairs, the negative contrast prompts."""

@@ -44,7 +44,7 @@ class TraitConfig:
     """Number of completions from which the trait's LoRA is learned, for all trained environments together. The base model writes
     them under the prompt that encourages gaming the check."""
     passes: int = 4
-    """Number of passes over its completions (`completions`) in which the trait's LoRA is learned."""
+    """Number of passes over the completions (see `completions`) while the trait's LoRA is learned."""
     learning_rate: float = 2e-3
     """Learning rate of AdamW while the trait's LoRA is learned."""
     random: bool = False

@@ -1,4 +1,4 @@
-"""The detector, which says which completions are bad, for the arms that use labels."""
+"""Settings of the detector, which says which completions are bad, for the arms that use labels."""
 
 from dataclasses import dataclass, field
 

@@ -80,7 +80,7 @@ def remember(value: Any) -> None:
 
 
 def remember_written(text: str) -> None:
-    """Mask in all later error messages the secrets that an argument of the command line spells out."""
+    """Mask, in all later error messages, each secret that `text`, an argument of the command line, spells out."""
     for name, value in re.findall(r"([\w.]+)['\"]?\s*[:=]\s*([^\s{}]+)", text):
         for each in (value, *value.split(",")) if is_secret(name, value) else ():
             remember(each.strip("'\"[]"))

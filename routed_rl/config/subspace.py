@@ -55,7 +55,7 @@ class DegradeConfig:
 
 
 UNNAMED = ("dct", "dpo", "bipo")
-"""Methods that find axes without labels, by adding vectors to the outputs of layers."""
+"""Methods that find axes without names, by adding vectors to the outputs of layers."""
 METHODS = ("mean_difference", "pca", "random", "assistant_axis", "persona_vectors", "sae", "file", "union", *UNNAMED)
 HOOKS = ("resid_pre", "resid_mid", "resid_post")
 

@@ -80,8 +80,8 @@ def is_gold(value: object) -> bool:
 
 
 def no_score(returned: Any, place: str) -> Failure:
-    """The failure of a completion for which the plug-in returned `returned`, which is no valid `Score`. `place` is the line of
-    the plug-in to name."""
+    """The failure of a completion for which the plug-in returned `returned`, which is no valid `Score`. The failure names
+    `place`, the line of the plug-in."""
     if isinstance(returned, Score):
         return Failure(shortened(f"returned Score(...) whose {returned.problem}"), place=place, kind="wrong number",
                        remedy="return numbers that are finite and in their range")

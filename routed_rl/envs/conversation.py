@@ -93,8 +93,8 @@ class Conversation:
 
 
 def checked(episode: Any, method: str, answer: Any) -> Any:
-    """Return `answer`, which `method` of an episode has returned. ContractError, with the line of the method, if the method may
-    not return such an answer."""
+    """Return `answer`, the value that the method of this name returned in `episode`. ContractError, with the line of the method,
+    if the method may not return such a value."""
     if method == "start":
         fits, allowed = answer is None or _are_messages(answer, ("system", "assistant", *ANSWERS)), "None or messages"
     else:

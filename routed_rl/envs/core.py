@@ -69,7 +69,7 @@ class Score:
     nobody knows. `flags` name facts about the completion: a mapping such as `{"hack": True}`, or just the names of the flags that
     hold. `metrics` are further numbers, which are averaged. `spans` mark places in the text of the completion: for each name,
     pairs of (first character, last + 1). ContractError, a ValueError, for a value that is not a number (text included), a name
-    that is not text, or a pair that is not a place.
+    that is not text, or `spans` that are not such pairs.
     """
 
     reward: float

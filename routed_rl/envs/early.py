@@ -12,15 +12,15 @@ from routed_rl.threads import in_thread
 Pair = tuple[Task, str]
 Outcome = Score | Failure
 Begun = tuple[Pair, int, Future[list[Outcome]]]
-"""A completion that is being scored: the pair, its place in the batch that was given to `Early.begin`, and the outcomes of that
-batch."""
+"""A completion that is being scored: its task and text, its place in the batch that was given to `Early.begin`, and the future
+outcomes of that batch."""
 ScoreMany = Callable[[Sequence[Pair]], Sequence[Outcome]]
 """Function that returns the outcomes of completions in their order; another thread may call it at the same time."""
 
 
 class Early:
-    """Scorings that are begun early, while other completions are still generated or a step trains. `take` finds each by its
-    `Task` object and its exact text, so it finds none for a completion whose text has changed since `begin`."""
+    """Scorings that are begun early, while other completions are still generated or a step trains. `take` finds a scoring by the
+    completion's `Task` object and exact text. If the text has changed since `begin`, there is no scoring to find."""
 
     def __init__(self) -> None:
         self._begun: dict[int, list[Begun]] = defaultdict(list)

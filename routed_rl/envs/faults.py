@@ -159,7 +159,8 @@ def _shown(file: str, line: int) -> str:
 
 
 def _remedy(error: BaseException, data: Mapping[str, Any] | None) -> str:
-    """The likely remedy for an exception in a plug-in."""
+    """The likely remedy for an exception in a plug-in. `data`: the data of the task that was scored; None if the exception did
+    not come from scoring."""
     match error:
         case ContractError():
             return error.remedy

@@ -26,8 +26,8 @@ class LoadedEnvironment:
     probe: bool = False
     """Whether the environment is only evaluated, never trained on."""
     flags: set[str] = field(default_factory=set[str], compare=False)
-    """The names of all flags that the environment's scores have had in evaluations so far; by them, means of flags are told from
-    means of metrics."""
+    """The names of all flags that the environment's scores have had in evaluations so far. They show which means are those of
+    flags and which are those of metrics."""
 
     @property
     def label(self) -> str:

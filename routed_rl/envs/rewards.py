@@ -36,8 +36,8 @@ class NotGiven(Sequence[Any]):
 
 @dataclass
 class Said:
-    """The values that several functions returned for one completion, in the order of the functions, and the metrics that they
-    logged."""
+    """The values that several functions returned for one completion, in the order of the functions, and the metrics that the
+    functions logged."""
 
     values: list[float | None]
     metrics: dict[str, float] = field(default_factory=dict)

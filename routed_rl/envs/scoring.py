@@ -43,8 +43,8 @@ def scorer_line(environment: object) -> str:
 
 def judged(outcome: object, at: Callable[[], str] = str) -> Score | Failure:
     """Turn an outcome into a score or a failure. A `Failure`, and a `Score` with valid numbers, stay as they are; an exception,
-    or anything else, becomes a `Failure` that describes it. `at` gives the line of the plug-in to name if the outcome itself has
-    none."""
+    or anything else, becomes a `Failure` that describes it. `at` returns the line of the plug-in, which the `Failure` names if
+    the outcome itself names none."""
     if isinstance(outcome, Failure):
         return outcome
     if isinstance(outcome, BaseException):

@@ -61,7 +61,8 @@ def read_table(dataset: str, name: str | None = None, split: str | None = None) 
 
 
 def _of_list(shown: str, rows: list[Any]) -> Table:
-    """A table of these rows. A row that lacks a column has None there, as in `datasets`."""
+    """Make a table of `rows`, without canaries. A row that lacks a column has None there, as in `datasets`. ConfigError, which
+    begins with `shown`, if an entry is no mapping or there is no row."""
     if wrong := [number for number, row in enumerate(rows, 1) if not isinstance(row, dict)]:
         raise ConfigError(f"{shown}: row {wrong[0]} is {str(rows[wrong[0] - 1])[:40]!r}, no object; write one JSON object for "
                           "each row")

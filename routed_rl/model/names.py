@@ -13,9 +13,9 @@ tensor)."""
 
 
 def names_in_files(model: PreTrainedModel, writer: str, *, mixture: bool) -> list[Place]:
-    """Return the place of a writer's weight in the files, as a list of one. `writer`: the name of the module in the model.
-    `mixture`: whether the module is a mixture; the list then has the place of every expert's weight in turn. ModelError if the
-    files store the weight in another shape than the model."""
+    """Return the places of the weights of `writer`, a module of the model, in the files. `mixture`: whether the module is a
+    mixture. If so, the list has the place of every expert's weight in turn; otherwise it has one entry. ModelError if the files
+    store a weight in another shape than the model."""
     parameter = f"{writer}.down_proj" if mixture else f"{writer}.weight"
     weight = model.get_parameter(parameter)
     shape = tuple(getattr(weight, "ds_shape", weight.shape))

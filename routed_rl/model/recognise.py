@@ -109,8 +109,8 @@ def _family(model: PreTrainedModel, layers: str, seen: Trace, found: list[list[F
 
 
 def _in_all(model: PreTrainedModel, layers: str, found: list[list[Found]]) -> list[Found]:
-    """Return one writer for each name of a writer. ModelError if writers of the same name do not reach the stream in the same way
-    in all layers that have them."""
+    """Join the writers that were found in each layer, and return one for each name of a writer. `layers`: the name of the list of
+    layers. ModelError if writers of the same name do not reach the stream in the same way in all layers that have them."""
     first: dict[str, Found] = {}
     modules = [id(writer.module) for writers in found for writer in writers]
     for place, writers in enumerate(found):

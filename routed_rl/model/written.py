@@ -86,8 +86,8 @@ def _sources(layer: LayerTrace, name: str) -> list[tuple[Cut, Cut]]:
 
 
 def _writer(layer: LayerTrace, source: Cut, cut: Cut, name: str) -> Found:
-    """Describe one writer. `source`: the cut behind its module. `cut`: the same, or the cut behind the norm that follows.
-    ModelError if the writer cannot be routed."""
+    """Describe one writer. `source`: the cut behind its module. `cut`: the cut behind the norm that follows, or `source` again if
+    there is no norm. `name`: the layer's name, for messages. ModelError if the writer cannot be routed."""
     full, towards, gradient = f"{name}.{source.name}", layer.towards_BTD, cut.gradient
     assert gradient is not None
     if source.calls > 1 or cut.calls > 1:
@@ -133,8 +133,9 @@ def _require_linear(cut: Cut, name: str) -> None:
 
 
 def _gain_of(source: Cut, norm: Cut, name: str) -> tuple[float, float]:
-    """Return the number that the norm behind a writer adds to its weight, and the norm's eps. ModelError if the norm is no
-    root-mean-square norm with a gain. `source`, `norm`: the cuts behind the writer and the norm."""
+    """Return the number that the norm behind a writer adds to its weight, and the norm's eps. `source`, `norm`: the cuts behind
+    the writer and behind the norm. `name`: the writer's name, for messages. ModelError if the norm is no root-mean-square norm
+    with a gain."""
     weight, y = getattr(norm.module, "weight", None), source.output.detach().reshape(norm.output.shape)
     eps = next((float(getattr(norm.module, key)) for key in ("variance_epsilon", "eps") if hasattr(norm.module, key)), None)
     if isinstance(weight, Tensor) and eps is not None and getattr(norm.module, "bias", None) is None:

@@ -49,7 +49,8 @@ class Blame:
 
     def sentence(self, labels: Mapping[str, str]) -> str:
         """Return in words which environments pulled towards the positive persona, with the evidence; empty if the run measured no
-        evidence. `labels`: maps an environment to its name in the sentence, if that is another."""
+        evidence. `labels` maps environments to the names by which the sentence calls them; any other environment keeps its own
+        name."""
         def listed(names: Collection[str]) -> str:
             return " and ".join(f"{labels.get(name, name)} ({self.evidence[name]:.1f})" for name in names)
 

@@ -127,9 +127,8 @@ def smallest_rate(count: int) -> float:
 
 @cache
 def margin(count: int, rate: float) -> float:
-    """Return the factor k of `limit` for `count` values, found by simulation. It does not depend on the location and scale of the
-    Gumbel distribution, because neither does the distribution of (next value - mean of the values) / (their standard
-    deviation)."""
+    """Return the factor k of `limit` for `count` values, found by simulation: the quantile of (next value - mean of the values) /
+    (their standard deviation) for draws of a Gumbel distribution. It is the same for every location and scale."""
     # There are so many draws that some hundreds of them lie in the tail.
     draws = max(10_000, min(int(1000 / rate), DRAWS // (count + 1)))
     gumbel = np.random.default_rng(0).gumbel(size=(draws, count + 1))

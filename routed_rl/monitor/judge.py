@@ -60,14 +60,14 @@ class Detector:
     unbroken: float = 0.0
     """The value that `total` would have if it had not been set to 0 after a halt."""
     since: int = 0
-    """The step since which `unbroken` has been, in every step, above 0 if the rule sums readings, and above the limit otherwise.
-    It is 0 if `unbroken` is not above that value now."""
+    """The step since which `unbroken` has been above a bound in every step. The bound is 0 if the rule sums readings, and the
+    limit otherwise. 0 if `unbroken` is not above the bound now."""
     steps: int = 0
     """The number of steps in a row, up to the latest, in which `total` is above its limit, or above `told` plus the limit if
     `told` is set."""
     told: float | None = None
-    """For a rule that does not sum readings and gave a verdict in the step of a halt: the reading in that step, once the user has
-    resumed the run. None otherwise, and again as soon as a reading is not above the limit."""
+    """For a rule that does not sum readings: the reading with which it halted the run, or gave a verdict in the step of a halt,
+    set when the user has resumed the run. None before that, and again as soon as a reading is not above the limit."""
 
     def take(self, value: float, settings: RuleConfig, *, sums: bool) -> float:
         """Take the reading `value` of the next step. `sums`: whether the rule sums readings, minus the allowance in `settings`.
@@ -102,8 +102,8 @@ class Monitor:
     is exceeded."""
     before: Row = field(default_factory=dict)
     found: set[str] = field(default_factory=set)
-    """The environments that have exceeded the limit of a rule on the pull. Their parts have since moved the stream for all
-    environments."""
+    """The environments that have exceeded the limit of a rule on the pull. From then on their parts move the stream for all
+    environments, so the allowance of the others is doubled."""
     said: list[Verdict] = field(default_factory=list)
     """The verdicts on the step that was judged last."""
 

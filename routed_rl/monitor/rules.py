@@ -71,15 +71,15 @@ def _evidence(row: Row, *_: object) -> Readings:
 
 
 def _energy(row: Row, *_: object) -> Readings:
-    """Return the energy of the gradient inside the subspace divided by its mean over isotropic random bases, at steps that have
-    measured it."""
+    """Return the energy of each environment's gradient inside the subspace, divided by its mean over isotropic random bases, at
+    steps that have measured it."""
     return {name: value for name, value in _of_environments(row, "control/isotropic", "ratio").items() if name != "all"}
 
 
 def _energy_rank(row: Row, *_: object) -> Readings:
-    """Return 1 divided by the rank of the gradient's energy inside the subspace among its energies in random bases. The value 1
-    means that the energy inside the subspace is the highest. Isotropic and covariance-matched bases take turns, so with a
-    patience of 2 the limit must be exceeded against both kinds."""
+    """Return for each environment 1 divided by a rank: that of its gradient's energy inside the subspace among the gradient's
+    energies in random bases. The value 1 means that the energy inside the subspace is the highest. Isotropic and
+    covariance-matched bases take turns, so with a patience of 2 the limit must be exceeded against both kinds."""
     ranks = _of_environments(row, "control/isotropic", "rank") | _of_environments(row, "control/matched", "rank")
     return {name: 1 / value for name, value in ranks.items() if name != "all"}
 

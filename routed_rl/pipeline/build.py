@@ -91,7 +91,8 @@ def load_parts(config: Config) -> Parts:
 
 
 def describe_parts(config: Config) -> Parts:
-    """The parts of a run for its plan, if the model folder has only a config and a tokenizer. They can be shown but not run."""
+    """Load what the plan of a run shows, for a model folder that has a config and a tokenizer but no weights. The model in the
+    result cannot be run."""
     environments, path = load_environments(config.mixture), resolve(config.model.path)
     model, tokenizer = empty_model(path, config.model.dtype), load_tokenizer(path, config.model.date)
     if model.config.model_type not in FAMILIES:
@@ -110,8 +111,8 @@ def load_base(config: Config) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]
 
 
 def keep_base(config: Config, run: RunFolder) -> None:
-    """Write the base model to RUN/base if the run begins by merging an adapter into it, because the adapters that the run writes
-    belong on the merged model."""
+    """If the run begins by merging an adapter into the base model, write the merged model to RUN/base. The adapters that the run
+    writes belong on that model."""
     if config.model.adapter.trains and config.model.adapter.path is not None and not run.base.exists():
         model, tokenizer = load_base(config)
         with sealed_folder(run.base) as folder:
@@ -121,7 +122,8 @@ def keep_base(config: Config, run: RunFolder) -> None:
 
 
 def _attached(config: Config, model: PreTrainedModel) -> nn.Module:
-    """Put a LoRA onto the model. Without routing, the model's writers need not be known."""
+    """Put the LoRA of `config` onto the model, and return PEFT's wrapper around it. ModelError if changes are to be routed at a
+    subspace and the model's writers are unknown."""
     try:
         writers = find_writers(model)
     except ModelError:

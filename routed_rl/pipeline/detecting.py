@@ -26,7 +26,8 @@ from routed_rl.training.baselines import check_flags, is_marked
 LEARNED = ("flags", "labels", "pool", "fpr", "layers")
 """Settings of the detector on which the linear probe depends. If they change, it is learned anew."""
 POOL = "detector"
-"""The name of the random stream that draws the completions to be labelled."""
+"""The name from which the seed of the completions to be labelled is derived, so that they are of other tasks than the
+training."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def base_completions(parts: Parts, count: int, advance: console.Advance) -> list
 
 def learned(parts: Parts, rows: Sequence[Written], settings: DetectorConfig) -> tuple[Probe, dict[str, Any]]:
     """Fit a linear probe to the first `settings.labelled` of `rows`, and measure it on the others, together and by environment.
-    Returns the probe and the record of these figures. The model in `parts` must be the base model, and every row must have a
+    Returns the probe and a record of the measured figures. The model in `parts` must be the base model, and every row must have a
     score."""
     marked = torch.tensor([is_marked(settings, row.score) for row in rows])
     known, size = min(settings.labelled, len(rows)), parts.config.evaluation.batch_size

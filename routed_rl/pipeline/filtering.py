@@ -1,8 +1,8 @@
 """The verb `filter` writes the completions of a run that are fit to train on to a file, and the others, each with a reason, to a
 second file.
 
-A filter after the run puts no pressure on the policy. The arm `screen` of `compare` filters in the same way during RL, which
-selects for completions that the detector does not see: that arm is there for contrast, not for protection.
+A filter after the run puts no pressure on the policy. The arm `screen` of `compare` filters in the same way during RL. There the
+policy learns to write bad completions that the detector does not see, so this arm is there for contrast, not for protection.
 """
 
 import json

@@ -40,7 +40,8 @@ def describe_halt(run: RunFolder, verdicts: list[Verdict], axis: str | None, mon
                   trained: Collection[str] | None = None) -> dict[str, Any]:
     """The record of a halt: its verdicts, the environment and the step to which they point, push and shift of every environment,
     the last checkpoint before that step, the completions that did most to bring the halt about, and commands by which the user
-    can go on. `axis` is the axis that the monitor watches, and `trained` names the environments that are trained on."""
+    can go on. `axis` is the axis that the monitor watches, `monitor` has its settings (None: the defaults), and `trained` names
+    the environments that are trained on (None: all)."""
     worst = max(verdicts, key=lambda verdict: verdict.value / max(abs(verdict.limit), 1e-12))
     step, since = worst.step, min(verdict.since for verdict in verdicts)
     rows = [row for row in MetricsFile(run.metrics).rows() if row["step"] <= step]
@@ -102,7 +103,7 @@ def put_aside(run: RunFolder) -> None:
 
 
 def halted_steps(run: RunFolder) -> set[int]:
-    """The steps at which the run halted and was resumed, and, after a rollback, the step after which it continues with other
-    environments."""
+    """The steps at which the run halted and was resumed, and the step after which it continues with other environments, if a
+    rollback made it (otherwise 0)."""
     steps = {step_of(path) for path in Path(run.path, "halts").glob("step-*.json")}
     return steps | {fresh_from_step(run)}

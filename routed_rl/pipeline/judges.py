@@ -141,7 +141,8 @@ class _Axis:
         self.own_B = torch.stack([own_LB[:, place] - self.zeros[name] for place, name in enumerate(names)], 1).amin(0)
 
     def shifts(self, name: str, said: list[Said]) -> Tensor:
-        """The shifts (B,) of completions in an environment, from the mean of the honest completions there."""
+        """The shifts (B,) of completions in the environment `name`, from the mean of the honest completions there; for each
+        completion the smallest over the layers that are read."""
         return (self._read(said) - self.zeros[name].unsqueeze(1)).amin(0)
 
     def _read(self, said: list[Said]) -> Tensor:

@@ -147,8 +147,9 @@ def write_deployed(run: RunFolder, out: Path, step: int | None, kept: dict[str, 
 
 
 def written(write: Callable[[Path, Finish], Path], out: Path, base: Base | None, finish: Finish) -> Path:
-    """Without `base`, call `write(out, finish)`, which writes a model or a LoRA to `out`. With `base`, write that model to `out`,
-    with the LoRA merged into it that `write` makes."""
+    """Write a model or a LoRA to `out`, and return its folder. If `base` is None, this is what `write(out, finish)` writes. If
+    `base` is given, `write` is called with a temporary folder, and the LoRA that it writes there is merged into `base` and
+    written to `out`. `finish` is applied to `out` before it is sealed."""
     if base is None:
         return write(out, finish)
     from routed_rl.export.merging import merged

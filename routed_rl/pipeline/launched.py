@@ -36,7 +36,7 @@ def process_command(role: str, run: RunFolder, urls: list[str] | None = None) ->
 
 
 def train(parts: Parts, run: RunFolder, router: Router | None, served: Served | None) -> None:
-    """Start the processes, wait for them, and read the trained state into `parts.model` and `router`."""
+    """Start the processes that train the run, wait for them, and read the trained state into `parts.model` and `router`."""
     urls = served.engine.hand_over() if served is not None else []
     model, device, launch = cast(nn.Module, parts.model), parts.model.device, parts.config.launch
     model.cpu()  # the processes need the memory of the GPUs
@@ -68,7 +68,7 @@ def submit_job(config: Config, run: RunFolder, *, dry_run: bool) -> None:
 
 
 def commands(config: Config, run: RunFolder) -> list[str]:
-    """The commands that the run starts and where each of them runs, one line for each command."""
+    """A line for each command that the run starts, with the command and where it runs."""
     launch, processes = config.launch, shlex.join(process_command("process", run))
     servers = ["`vllm serve` beside the command, for the rollouts"] if config.rollout.launch else [
         f"the rollouts: {url}" for url in config.rollout.urls]

@@ -66,10 +66,13 @@ def _base_to_merge(run: RunFolder, out: str, step: int | None, dtype: str | None
 
 def export(run: str, quarantine: str | None, env: str | None, policy: str | None, step: int | None = None,
            kept: str | None = None, *, merge: bool = False, dtype: str | None = None) -> None:
-    """Write models of a run, after `step` or its last step. The quarantine goes to the folder `quarantine` as a stock PEFT
-    adapter, or only the part of environment `env`, or only what is missing in the deployed model in the folder `kept`, which
-    keeps shares of parts. The policy goes to the folder `policy` as one plain model, or, if a LoRA was trained and `merge` is
-    false, as one LoRA. A folder that is None is not written. `dtype` is as in `discard`."""
+    """Write models of a run, after `step` or its last step: the quarantine to the folder `quarantine`, as a stock PEFT adapter,
+    and the policy to the folder `policy`. A folder that is None is not written.
+
+    If `env` is given, only this environment's part of the quarantine is written. `kept` is the folder of a deployed model that
+    keeps shares of parts; if it is given, only what that model lacks of the quarantine is written. The policy is one plain model,
+    or, if a LoRA was trained and `merge` is false, one LoRA. `dtype` is as in `discard`.
+    """
     opened = RunFolder.open(run)
     if quarantine and policy and Path(quarantine).absolute() == Path(policy).absolute():
         raise ConfigError(f"--quarantine {quarantine} and --policy {policy} are one folder; give two")

@@ -35,8 +35,8 @@ class Need:
 
 
 def needs(parts: Parts) -> list[Need]:
-    """The memory that one process occupies all the time, and the memory of its gradients, which is occupied only during the
-    update."""
+    """The lines of the estimate for the memory that one process occupies all the time, and for its gradients, which occupy memory
+    only during the update."""
     config, world = parts.config, parts.config.launch.world
     held = trained_by_adapter(parts) if parts.adapted is not None else parts.model.num_parameters()
     states, (weights, how) = _states(config), _weights(parts)
@@ -89,7 +89,7 @@ def _weights(parts: Parts) -> tuple[float, str]:
 
 
 def _labels(parts: Parts) -> Need:
-    """The line about the quarantine of a run by labels: its adapters, their gradients and two moments."""
+    """The line about the quarantine of a run in mode `labels`: its adapters, their gradients and two moments."""
     sizes = [sum(shape_of(module.weight)) for _, module in linear_modules(parts.model)]
     count = parts.config.routing.labels.rank * sum(sizes)
     return Need("quarantine", 4 * count * FLOAT, f"(adapters, gradients, 2 moments) x {amount(count)} x {FLOAT}")

@@ -82,8 +82,8 @@ def read_config(run: RunFolder) -> Config:
 
 
 def as_it_was(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return `settings`, the settings of a run. If the run is older than the settings for practice and pace, these are added,
-    with the values that describe how the run behaved."""
+    """Return `settings`, the settings of a run. If the run is older than the settings for practice and pace, these are added as
+    the run behaved: no practice, and the pace `fast`."""
     routing = settings.get("routing")
     if isinstance(routing, dict) and "practice" not in routing and isinstance(routing.get("quarantine", {}), dict):
         routing |= {"practice": {"share": 0}, "quarantine": {"pace": "fast"} | routing.get("quarantine", {})}

@@ -72,8 +72,8 @@ def rollback(folder: str, step: int, drop: list[str], forget: bool, overrides: l
 
 
 def alike(was: Config, wanted: Config) -> Config:
-    """`was`, the old run's config, with the `routing.practice` of `wanted`, the new run's config. These settings may differ,
-    because a checkpoint does not depend on them."""
+    """Return `was`, the old run's config, with the `routing.practice` of `wanted`, the new run's config. A comparison of the
+    result with `wanted` thus ignores these settings, on which a checkpoint does not depend."""
     return dataclasses.replace(was, routing=dataclasses.replace(was.routing, practice=wanted.routing.practice))
 
 

@@ -1,4 +1,4 @@
-"""Measures how often the environments flag a model's completions. The extraction can choose axes that have no names by this
+"""Measures how often the environments flag a model's completions. An extraction of axes without names can choose its axes by this
 share."""
 
 import dataclasses

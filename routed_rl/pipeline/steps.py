@@ -102,7 +102,7 @@ def saying_how_to_go_on(run: RunFolder) -> Iterator[None]:
 
 
 def _watch(config: Config, run: RunFolder) -> Watch:
-    """The monitor, after it has seen all that the run has written so far."""
+    """Make the monitor of a run, and let it judge all rows of metrics that the run has written so far."""
     watch = Watch(Monitor(config.monitor, inherited(run)), run, decides=config.routing.practice.environments == AUTO)
     watch.replay(MetricsFile(run.metrics).rows(), halting.halted_steps(run), fresh_from_step(run))
     return watch
@@ -110,8 +110,8 @@ def _watch(config: Config, run: RunFolder) -> Watch:
 
 def _train_here(parts: Parts, plan: Plan, router: Router | None, watch: Watch, newest: Path | None, served: Served | None,
                 parity: ParityCheck | None, tracker: Tracker | None = None) -> None:
-    """Train in this process, alone or as one of several. A signal stops the training after a checkpoint; Stopped is raised
-    then."""
+    """Train in this process, alone or as one of several, from the checkpoint `newest` on (None: from the start). A signal stops
+    the training after a checkpoint; Stopped is raised then."""
     with console.progress("train", "steps") as advance, STOP.stepping():
         trainer = build_trainer(plan, parts.learner, parts.tokenizer, parts.trained, router, watch=watch,
                                 callbacks=[Telling(advance, tracker)], fresh_from=fresh_from_step(plan.run), served=served,

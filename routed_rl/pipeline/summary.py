@@ -20,8 +20,8 @@ Results = dict[str, dict[str, dict[str, float]]]
 
 
 def attribution(run: RunFolder, router: Router, axis: str | None = None) -> dict[str, dict[str, Any]]:
-    """Map each environment to its `push` so far and to entries of the ledger's last row: `norm` and `share` of its part, and the
-    `shifts` of the persona by axis. `shift` is the one along `axis`, which the monitor judges (None: the first axis)."""
+    """Map each environment to its `push` so far and to figures from the last row of metrics: `norm` and `share` of its part, and
+    `shifts`, the shift by axis. `shift` is the one along `axis`, which the monitor judges (None: the first axis)."""
     rows = [row for row in MetricsFile(run.metrics).rows() if "quarantine/norm" in row]
     found = {}
     for name in router.quarantine.environments:
@@ -35,8 +35,8 @@ def attribution(run: RunFolder, router: Router, axis: str | None = None) -> dict
 
 
 def seconds_before(run: RunFolder, step: int) -> float:
-    """The seconds that the steps of this run up to `step` have taken, which earlier commands have trained. After a rollback the
-    steps of the other run are left out."""
+    """The seconds that earlier commands took to train the steps of this run up to `step`. After a rollback the steps of the other
+    run are left out."""
     first = (run.facts().get("lineage") or {}).get("step", 0)
     return sum(row.get("time/step_s") or 0.0 for row in MetricsFile(run.metrics).rows() if first < row["step"] <= step)
 

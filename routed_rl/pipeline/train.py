@@ -32,7 +32,7 @@ from routed_rl.tracking import MetricsFile, practised, tracked
 from routed_rl.training.plan import Plan
 
 OF_A_RUN = ("every", "during_samples", "scales", "answers")
-"""Settings of `evaluation` that do not change a model's results."""
+"""Settings of `evaluation` that do not change the result of evaluating a model at the end of a run."""
 FIXED_ON_RESUME = ("seed", "model", "subspace", "routing", "baseline", "env")
 
 
@@ -129,7 +129,8 @@ def _run(parts: Parts, plan: Plan) -> Path:
 
 
 def _base(parts: Parts, run: RunFolder, served: Served | None) -> Means:
-    """The base model's evaluation. A resumed run uses the stored result if the settings are the same."""
+    """Evaluate the base model, store the result in the run, and return it. A resumed run returns the stored result if the
+    settings are the same."""
     stored = read_object(run.path / "evaluation-base.json", {"results": Means})
     if stored and stored.get("settings") == _evaluation_settings(parts) and "results" in stored:
         return stored["results"]
@@ -138,7 +139,8 @@ def _base(parts: Parts, run: RunFolder, served: Served | None) -> Means:
 
 
 def _stored(parts: Parts, run: RunFolder, model: str, results: Means) -> Means:
-    """Write the evaluation of a model into the folder, for a resume and for the report, and return it."""
+    """Write `results`, the evaluation of the model of this name, into the run folder, for a resume and for the report. Returns
+    `results`."""
     write_json(run.path / f"evaluation-{model}.json", {"settings": _evaluation_settings(parts), "results": results,
                                                          "flags": _flags(parts)})
     return results

@@ -36,7 +36,8 @@ def extract(config: Config, overrides: list[str], check: bool) -> Path:
 
 
 def _check(parts: Parts, subspace: Subspace, out: Path) -> None:
-    """Print tables and verdicts, write check.json and check.png; CheckFailed if a threshold is missed."""
+    """Measure the quality of a subspace, print tables and whether each threshold is reached, and write check.json and check.png
+    into `out`. CheckFailed if a threshold is missed."""
     with console.progress("check", "directions") as advance:
         found = checking.check(extraction_job(parts), subspace, advance)
     checking.write_check(found, out)
