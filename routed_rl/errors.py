@@ -67,7 +67,7 @@ class RunsFailed(RoutedRLError):
 
 
 class SandboxError(RoutedRLError, RuntimeError):
-    """Untrusted code cannot be run: no sandbox works here, a jail did not start, or the request is refused."""
+    """Untrusted code cannot be run: no sandbox works here, a jail did not start, or the request to run the code is refused."""
 
 
 class RolloutError(RoutedRLError, ConnectionError):

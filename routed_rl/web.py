@@ -23,7 +23,7 @@ PAUSE_S = 0.25
 
 
 class Refused(RuntimeError):
-    """The server answered with an error for which a repeat would not help."""
+    """The server answered with an error after which a repeat would not help."""
 
 
 class NoAnswer(ConnectionError):

@@ -32,8 +32,8 @@ class RunFolder:
         check_above(self.path, f"out={self.path}")
 
     def _names(self, *, of_others: bool = False) -> set[str]:
-        """The names in the folder. With `of_others`, the lock file and the files of a command that was killed while it began a
-        run are left out."""
+        """The names of the files in the folder. `of_others`: whether to leave out the lock file and the files of a command that
+        was killed while it began a run."""
         names = {path.name for path in self.path.iterdir()}
         begun = ("overrides.txt", "manifest.json", "config.yaml") if {LOCK, "config.yaml"} & names == {LOCK} else ()
         return {name for name in names if name != LOCK and not name.lstrip(".").startswith(begun)} if of_others else names

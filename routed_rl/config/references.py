@@ -87,7 +87,7 @@ def remember_written(text: str) -> None:
 
 
 def masked(text: str) -> str:
-    """`text` with every known secret, and every password in an address, masked."""
+    """`text`, in which every secret that `remember` was given, and every password in an address, is masked."""
     for value in sorted(_known, key=len, reverse=True):
         text = text.replace(value, MASK)
     return PASSWORD.sub(f"://{MASK}@", text)

@@ -42,7 +42,8 @@ def build(name: str, path: str, arguments: dict[str, Any]) -> AnyEnvironment:
 
 
 def _check_arguments(name: str, attribute: str, factory: Any, arguments: dict[str, Any]) -> None:
-    """Raise ConfigError if the class `factory` needs an argument that `arguments` lack, or does not take one that they have."""
+    """Raise ConfigError if the class `factory` needs an argument that `arguments` lack, or does not take one that they have.
+    `name` is the name of the environment and `attribute` that of the class, for the message."""
     try:
         inspect.signature(factory).bind(**arguments)
     except TypeError as error:

@@ -1,4 +1,4 @@
-"""An episode that is being played: its messages so far, and its outcome. It has texts only; this module knows nothing of
+"""An episode that is being played: its messages so far, and its outcome. Messages are texts; this module knows nothing of
 tokens."""
 
 import dataclasses

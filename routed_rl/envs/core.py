@@ -191,8 +191,8 @@ class Episode:
 
 @runtime_checkable
 class EpisodicEnvironment(Protocol):
-    """The contract of an environment of several turns. It may have the same extras as an `Environment`, but its `gold(task)`
-    returns a list, the model's turns."""
+    """The contract of an environment of several turns. It may have the same further attributes as an `Environment`, but its
+    `gold(task)` returns a list, the model's turns."""
 
     def tasks(self, split: str, seed: int) -> Iterator[Task]:
         """Yield tasks as `Environment.tasks` does; their prompts are chat messages."""

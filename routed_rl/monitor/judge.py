@@ -66,8 +66,8 @@ class Detector:
     """The number of steps in a row, up to the latest, in which `total` is above its limit, or above `told` plus the limit if
     `told` is set."""
     told: float | None = None
-    """For a rule that does not sum readings: the reading with which it halted the run, or gave a verdict in the step of a halt,
-    set when the user has resumed the run. None before that, and again as soon as a reading is not above the limit."""
+    """For a rule that does not sum readings: its reading in the step of a halt, if the rule gave a verdict there and the user has
+    resumed the run. None otherwise, and again as soon as a reading is not above the limit."""
 
     def take(self, value: float, settings: RuleConfig, *, sums: bool) -> float:
         """Take the reading `value` of the next step. `sums`: whether the rule sums readings, minus the allowance in `settings`.
@@ -98,8 +98,8 @@ class Monitor:
     """The environments that are no longer trained on, about which no verdict is given."""
     detectors: dict[tuple[str, str], Detector] = field(default_factory=dict)
     onsets: dict[str, Detector] = field(default_factory=dict)
-    """For each environment, a detector of the step at which the shift by its part began to grow, which may be long before a limit
-    is exceeded."""
+    """For each environment, a state whose `since` is the step at which the shift by its part began to grow. This may be long
+    before a limit is exceeded."""
     before: Row = field(default_factory=dict)
     found: set[str] = field(default_factory=set)
     """The environments that have exceeded the limit of a rule on the pull. From then on their parts move the stream for all

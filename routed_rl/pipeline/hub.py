@@ -57,8 +57,8 @@ def _require_token() -> None:
 
 
 def _folder(source: str, what: str | None, place: Path) -> Path:
-    """The folder to upload. If `source` is no run, this is `source` itself. For a run it is RUN/deployed, or the model `what`,
-    which is written to `place`."""
+    """The folder to upload. If `source` is no run, this is `source` itself. For a run it is RUN/deployed, if that is wanted and
+    exists; otherwise the model `what` (None: deployed) is written to `place`."""
     if not RunFolder(source).config.exists():
         if not (Path(source) / CARD).exists():
             raise RunFolderError(f"{source} is neither a run nor a folder that `routed-rl discard` or `export` wrote; give one")

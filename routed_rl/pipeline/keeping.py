@@ -73,8 +73,9 @@ def measure_kept(parts: Parts, environments: list[LoadedEnvironment], router: Ro
 
 
 def keep_at_end(parts: Parts, run: RunFolder, router: Router | None, served: Served | None) -> tuple[Results, dict[str, Kept]]:
-    """Evaluate the deployed model with the parts that the settings keep at the end of a run. Returns the results and the shares.
-    A part against which there is an objection is not kept, because no user is there to insist on it."""
+    """At the end of a run, evaluate the deployed model with the shares of parts that the setting `keep` asks for. Returns the
+    results and the decision about each part; both are empty if nothing is to be kept. A part against which there is an objection
+    is not kept, because no user is there to insist on it."""
     if router is None or not (parts.config.keep and parts.config.discard):
         return {}, {}
     kept = decide(run, parts.config, run.require_checkpoint(), parts.config.keep)

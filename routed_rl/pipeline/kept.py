@@ -40,8 +40,8 @@ class Kept:
     share: float | None
     """The share that is kept; None until it is chosen."""
     shift: float | None
-    """How far the whole part moves the stream along the watched axis, in gaps; None if that is unknown. A share of the part moves
-    the stream in proportion."""
+    """How far the whole part moves the stream along the axis that the monitor watches, in gaps; None if that is unknown. A share
+    of the part moves the stream in proportion."""
     against: str = ""
     """The reason to keep nothing of the part; empty if there is none."""
     paid: dict[str, float] = field(default_factory=dict)
@@ -70,10 +70,10 @@ def _why_partless(name: str, config: Config, run: RunFolder | None) -> str:
 
 
 def decide(run: RunFolder, config: Config, checkpoint: Path, asked: Asked) -> dict[str, Kept]:
-    """Decide the share of each part of a checkpoint, and find the objection to keeping it. The share stays None if it is still to
-    be chosen. There is an objection if the part moves the stream along the watched axis towards the positive persona, or if that
-    is unknown. A share that is `AUTO` also meets an objection if the run found that the environment causes such a shift. An
-    `AUTO` share with an objection becomes 0."""
+    """Decide the share of each part that `asked` names, in a checkpoint, and find the objection to keeping it. The share stays
+    None if it is still to be chosen. There is an objection if the part moves the stream towards the positive persona along the
+    axis that the monitor watches, or if it is unknown how the part moves it. A share that is `AUTO` also meets an objection if
+    `causes` names the environment. An `AUTO` share with an objection becomes 0."""
     axis, step = config.monitor.axis, step_of(checkpoint)
     rows = [row for row in MetricsFile(run.metrics).rows() if row["step"] <= step and shift(row, axis)]
     moved, accused, kept = shift(rows[-1], axis) if rows else {}, causes(run, config), dict[str, Kept]()
@@ -93,9 +93,9 @@ def decide(run: RunFolder, config: Config, checkpoint: Path, asked: Asked) -> di
 
 
 def causes(run: RunFolder, config: Config) -> dict[str, str]:
-    """Map each environment that the run itself found to cause a shift towards the positive persona to a text on this finding.
-    Findings are the halts of the monitor and the evidence of the run's steps, whether the run has ended or not. If the run has no
-    evidence, the largest shift in `summary.json` takes its place."""
+    """Return a text for each environment that the run itself found or suspects to cause a shift towards the positive persona. It
+    says how this was found: by a halt of the monitor, or by the evidence of the run's steps, whether the run has ended or not. If
+    the run has no evidence, the environment with the largest shift in `summary.json` is named."""
     halts = [read_object(path, {"environment": str | None, "step": int}) or {}
              for path in (run.halted, *sorted((run.path / "halts").glob("step-*.json")))]
     found = {halt["environment"]: f"the monitor halted for it at step {halt.get('step')}" for halt in halts

@@ -106,8 +106,8 @@ def copy_checkpoint(old: RunFolder, new: RunFolder, step: int, fresh: bool, name
 
 
 def copy_until(old: RunFolder, new: RunFolder, step: int) -> None:
-    """Copy from the old run to the new one the subspace, base model, detector and trait, the base model's evaluation and answers,
-    and the metrics, completions and halts up to `step`."""
+    """Copy from the old run to the new one the subspace, the base model, the detector, the trait's LoRA, the base model's
+    evaluation and answers, and the metrics, completions and halts up to `step`."""
     from routed_rl.pipeline.answers import copy_base_answers  # loads the libraries of an evaluation
 
     for before, after in ((old.subspace, new.subspace), (old.base, new.base), (old.detector, new.detector)):

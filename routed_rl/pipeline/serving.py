@@ -98,8 +98,8 @@ def _models(parts: Parts, quarantine: Sequence[Part]) -> PolicyWeights | PolicyA
 
 
 def _served(parts: Parts, engine: Engine, wanted: Lora | None) -> Served:
-    """Wrap the engine so that it gets the weights or the LoRA of the model, without a quarantine as long as nothing is routed.
-    RolloutError if a server has no room for the adapters `wanted`."""
+    """Return the engine in a wrapper that sends it the weights or the LoRA of the model, without a quarantine as long as nothing
+    is routed. RolloutError if a server has no room for the adapters `wanted`."""
     if parts.adapted is not None and engine.lora is None:
         assert wanted is not None
         raise RolloutError(f"rollout.urls={parts.config.rollout.urls}: a server there has no room for the adapters of this run; "
