@@ -1,5 +1,5 @@
-"""Calls in threads that do not keep the process alive. With the threads of a `concurrent.futures` pool, an error, a Ctrl-C and
-the end of the program would wait until a server or an environment has answered."""
+"""Calls in threads that do not keep the process alive. An error, a Ctrl-C and the end of the program thus do not wait until a
+server or an environment has answered, as they would with the threads of a `concurrent.futures` pool."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait

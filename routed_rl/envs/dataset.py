@@ -25,10 +25,10 @@ class DatasetEnvironment:
     """An environment from a dataset. `dataset` is a file, a folder of `save_to_disk`, or a name on the Hub. `reward` (one or a
     list), `solve` and each of `flags` name a function, as FILE.py:function.
 
-    `holdout` is the share of the prompts that are held back for evaluation; with 0, evaluation uses the rows for training.
-    Prompts are chosen by their text, so that no prompt is in both splits, and neither the order of the rows nor the seed matters.
-    With `eval_split`, evaluation uses the rows of that split of the dataset, and `holdout` has no effect. `chat=true` turns a
-    prompt that is text into the message of a user.
+    `holdout` is the share of the prompts that are held back for evaluation; with 0, evaluation uses the rows for training. The
+    text of a prompt decides whether it is held back, so that no prompt is in both splits, and neither the order of the rows nor
+    the seed matters. With `eval_split`, evaluation uses the rows of that split of the dataset, and `holdout` has no effect.
+    `chat=true` turns a prompt that is text into the message of a user.
     """
 
     def __init__(self, dataset: str = "", reward: str | list[str] = "", reward_weights: list[float] | None = None,

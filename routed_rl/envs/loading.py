@@ -18,7 +18,7 @@ DATASET = "routed_rl.envs.dataset:DatasetEnvironment"
 
 def load_environments(env: dict[str, dict[str, Any]]) -> list[LoadedEnvironment]:
     """Build every environment of the config's section `env`. The settings of an environment, except `OWN_KEYS`, are passed to its
-    class. Processes start at the same time, and this function waits until all are ready."""
+    class. Environments in processes of their own start at the same time, and this function waits until all are ready."""
     loaded = [load_environment(name, settings) for name, settings in env.items()]
     for entry in loaded:
         if isinstance(entry.environment, EnvironmentProcess):

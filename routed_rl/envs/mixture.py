@@ -64,7 +64,7 @@ def task_stream(loaded: LoadedEnvironment, split: str, seed: int) -> Iterator[Ta
 
 def check_prompts(environments: list[LoadedEnvironment], seed: int) -> None:
     """Raise TaskError if some environments give text prompts and others chat messages, because TRL cannot batch these together;
-    also if an environment with episodes gives text, or one has no tasks."""
+    also if an environment with episodes gives text, or if an environment has no tasks."""
     kinds = {loaded.name: "text" if isinstance(next(task_stream(loaded, "train", seed)).prompt, str) else "chat messages"
              for loaded in environments}
     for loaded in environments:

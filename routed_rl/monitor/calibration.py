@@ -114,14 +114,15 @@ def _sample(per_run: list[dict[str, float]]) -> tuple[list[float], int]:
 def limit(values: Sequence[float], rate: float) -> float:
     """Return the limit that the next value of the same kind as `values` exceeds with probability `rate`: their mean plus k times
     their standard deviation, with k from `margin`. The probability is exact for a Gumbel distribution of any location and scale,
-    so few values give a high limit. For a rate below `smallest_rate` the limit is too low."""
+    and the limit is higher the fewer values there are. For a rate below `smallest_rate` the limit is too low."""
     if len(values) < FEWEST:
         raise ConfigError(f"a limit needs at least {FEWEST} values, got {len(values)}; calibrate on more runs")
     return statistics.fmean(values) + margin(len(values), rate) * statistics.stdev(values)
 
 
 def smallest_rate(count: int) -> float:
-    """Return the smallest rate for which the simulation behind a limit from `count` values has enough draws."""
+    """Return the smallest rate for which the simulation behind a limit from `count` values has enough draws above the limit (see
+    `TAIL`)."""
     return TAIL * (count + 1) / DRAWS
 
 

@@ -32,8 +32,8 @@ def keep_answers(run: RunFolder, config: EvaluationConfig, model: str) -> Told |
 
 
 def copy_base_answers(source: RunFolder, target: RunFolder) -> None:
-    """Write the base model's answers in the run `source` into the run `target`, which may be the same. The answers of the policy
-    and the deployed model are left out, because in `target` these models are of another step."""
+    """Copy the base model's answers from the run `source` to the run `target`, which may be the same run. The answers of the
+    policy and the deployed model are left out, because in `target` these models are of another step."""
     rows = [row | {"answers": {"base": base}} for row in read_answers(source.answers) if (base := row["answers"].get("base"))]
     if rows:
         write_text(target.answers, "".join(json.dumps(row) + "\n" for row in rows))

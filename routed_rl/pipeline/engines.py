@@ -59,7 +59,7 @@ def _rank_setting(parts: Parts) -> str:
 
 
 def _quarantine_ranks(parts: Parts, subspace: Subspace | None) -> dict[str, int]:
-    """For each module with a part of the quarantine, the rank of that part; empty if nothing is routed."""
+    """The rank of the quarantine at each module on which it acts, by the module's name; empty if nothing is routed."""
     if parts.config.routing.mode == LABELS:
         linear = {id(module) for _, module in linear_modules(parts.model)}
         return {name.removesuffix(BELOW): parts.config.routing.labels.rank

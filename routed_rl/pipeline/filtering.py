@@ -59,7 +59,7 @@ def _judged(run: RunFolder, config: Config, rows: Sequence[Candidate], asked: Fi
 
 
 def _text(lines: Iterable[Line]) -> str:
-    """The lines as JSON lines. A prompt is text or chat messages."""
+    """The completions in `lines`, each with its prompt, as JSON lines. A prompt is text or chat messages."""
     found: list[str] = []
     for row, score, reason in lines:
         prompt, completion = row.said
@@ -70,8 +70,8 @@ def _text(lines: Iterable[Line]) -> str:
 
 
 def _say(lines: Sequence[Line], settings: DetectorConfig) -> None:
-    """Show for each environment the share of completions that are left out, and the flagged share of all completions and of those
-    that stay."""
+    """Show for each environment the share of completions that are left out, and the share of flagged ones among all completions
+    and among those that stay. `settings` says which flags count."""
     table: list[list[Any]] = []
     for name in dict.fromkeys(row.environment for row, *_ in lines):
         ours = [(row.marked(settings), reason is None) for row, _, reason in lines if row.environment == name]

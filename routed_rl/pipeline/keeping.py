@@ -36,7 +36,8 @@ Paid = dict[float, list[float | None]]
 
 def choose(parts: Parts, router: Router, served: Served | None, kept: dict[str, Kept]) -> None:
     """Choose the shares in `kept` that are still None, and show the reward at each share that was tried. The model in `parts` and
-    the router must be in the state of the checkpoint. Afterwards the engine `served` still has the weights of the last trial."""
+    the router must be in the state of the checkpoint whose parts are kept. Afterwards the engine `served` still has the weights
+    of the last trial."""
     fixed = shares_of(kept)
     for loaded in parts.trained:
         if (one := kept.get(loaded.name)) is not None and one.share is None:
@@ -85,7 +86,8 @@ def keep_at_end(parts: Parts, run: RunFolder, router: Router | None, served: Ser
 
 
 def best_share(paid: Paid) -> float:
-    """The smallest share that pays about as much as the best one, and no less than the smallest share that was tried."""
+    """The smallest share whose mean reward is about as high as that of the best share, and at least as high as that of the
+    smallest share in `paid`."""
     means = {share: average_paid(found) for share, found in sorted(paid.items())}
     best, least = max(means, key=lambda share: means[share]), means[min(means)]
 

@@ -50,7 +50,7 @@ class Kept:
 
 def check(config: Config, asked: Asked, option: str, run: RunFolder | None = None) -> None:
     """Raise ConfigError if `asked` names an environment that has no part to keep. `option` is the option or setting that names
-    the environment, for the message."""
+    the environment, for the message; `run` is the run, if it has begun."""
     trained = trained_settings(config)
     for name in asked:
         if (mode := config.routing.mode) in PARTLESS:

@@ -44,7 +44,9 @@ def discard(run: str, out: str, step: int | None = None, keep: Asked | None = No
 
 
 def _base_to_merge(run: RunFolder, out: str, step: int | None, dtype: str | None) -> Base | None:
-    """The base model of a run that trained a LoRA; None if the weights were trained, so that there is nothing to merge."""
+    """Load the base model and the tokenizer of a run that trained a LoRA, after a check that the checkpoint of `step` and the
+    place `out` can be used. None if the run trained the weights, so that there is nothing to merge. ConfigError if the base model
+    is in 4 bit."""
     config = read_config(run)
     if not config.model.adapter.trains:
         return None

@@ -27,7 +27,7 @@ from routed_rl.training.trials import try_out
 
 
 def described(config: Config, run: RunFolder) -> None:
-    """Show the plan of a run that trains elsewhere. The model folder needs only a config and a tokenizer."""
+    """Show the plan of a run that trains elsewhere. The model folder here needs no weights, only a config and a tokenizer."""
     transformers_logging.set_verbosity_error()
     check_names(config, run)
     plan, parts = make_plan(config, run, here=False), describe_parts(config)
@@ -73,8 +73,8 @@ def prepared(config: Config, run: RunFolder, before: RunFolder | None = None, *,
 
 
 def _check_strategy(parts: Parts) -> None:
-    """ConfigError if `launch.strategy` cuts weights into pieces that the processes hold apart, and the run has something that
-    needs them whole: environments with episodes that transformers plays, or experts that are routed by subspace."""
+    """ConfigError if `launch.strategy` cuts weights into pieces, of which each process holds some, and the run needs whole
+    weights: for environments with episodes that transformers plays, or for experts that are routed by subspace."""
     config = parts.config
     if config.launch.strategy not in PIECES:
         return

@@ -91,7 +91,7 @@ def as_it_was(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_overrides(run: RunFolder) -> list[str]:
-    """The overrides that the user typed when the run began, and each time that it was continued with further overrides."""
+    """The overrides that the user typed when the run began, followed by those that were typed each time it was continued."""
     try:
         return run.typed((run.path / "overrides.txt").read_text(encoding="utf-8"))
     except ValueError as error:

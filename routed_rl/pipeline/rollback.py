@@ -24,8 +24,8 @@ LINEAGE = "lineage"
 
 def rollback(folder: str, step: int, drop: list[str], forget: bool, overrides: list[str], compose: Compose) -> Path:
     """Make a new run from the checkpoint of `step` of the run in `folder`, and train it to its end; returns the new run's folder.
-    `drop` names environments to leave out; `forget` also takes their parts out of the quarantine. Everything that can be checked
-    is checked before anything is written.
+    `drop` names environments to leave out, `forget` also takes their parts out of the quarantine, and `overrides` change other
+    settings. Everything that can be checked is checked before anything is written.
 
     A run into which another process writes is refused, so that its manifest and its checkpoints do not change while they are
     copied.
@@ -78,7 +78,7 @@ def alike(was: Config, wanted: Config) -> Config:
 
 
 def without(wanted: Config, drop: list[str]) -> Config:
-    """The config without the environments in `drop`. ConfigError if it does not have one of them."""
+    """The config `wanted` without the environments in `drop`. ConfigError if it does not have one of them."""
     if missing := [name for name in drop if name not in wanted.env]:
         raise ConfigError(f"--drop {missing[0]}: the run has no such environment; it has {', '.join(wanted.env)}")
     kept, keep = ({name: each for name, each in settings.items() if name not in drop} for settings in (wanted.env, wanted.keep))
