@@ -90,8 +90,8 @@ def check_finite(key: str, value: Any) -> None:
 
 
 def check_options(options: Any, floors: dict[str, float]) -> None:
-    """Check the options of a command, a dataclass, as `check_at_least` and `check_finite` do. Messages name an option as the user
-    types it, such as --batch-size."""
+    """Check `options`, a dataclass with the options of a command, as `check_at_least` and `check_finite` do. Messages name an
+    option as the user types it, such as --batch-size."""
     typed = {f"--{each.name.replace('_', '-')}": getattr(options, each.name) for each in dataclasses.fields(options)}
     check_finite("", typed)
     for name, floor in floors.items():
@@ -129,8 +129,8 @@ def name_problem(name: object, taken: Collection[str]) -> str:
 
 
 def first_difference(was: Any, now: Any, name: str = "") -> str | None:
-    """The first difference between two nested settings, as `KEY: OLD -> NEW`. None if they are equal. `name` is the dotted name
-    of the two."""
+    """The first difference between the nested settings `was` and `now`, as `KEY: OLD -> NEW`. None if they are equal. `name` is
+    the dotted name of both."""
     if isinstance(was, dict) and isinstance(now, dict):
         each = (first_difference(was.get(key), now.get(key), f"{name}.{key}".lstrip(".")) for key in dict.fromkeys([*was, *now]))
         return next(filter(None, each), None)

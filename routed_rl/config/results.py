@@ -53,8 +53,8 @@ class AuditConfig:
     prompts: int = 64
     """Number of prompts per environment on which the models' residual streams are compared, at the last tokens of each prompt."""
     blocks: int = 8
-    """Largest number of groups of neighbouring layers into which the model's layers are divided. The audit tells what the change
-    of each group contributes."""
+    """Largest number of groups of neighbouring layers into which the model's layers are divided. The audit tells how much of the
+    persona shift, and of the change of each environment's metrics, each group carries."""
 
     def __post_init__(self) -> None:
         check_options(self, {"samples": 1, "prompts": 1, "blocks": 1})

@@ -80,9 +80,9 @@ def capturing(model: PreTrainedModel, positions_BP: Tensor, hook: str = "resid_p
 
 @contextmanager
 def resuming(model: PreTrainedModel, layer: int, stream_BTD: Tensor, until: int | None = None) -> Iterator[None]:
-    """Inside the block, forward passes begin behind the layer with the number `layer`: this layer and those before it are not
-    computed, and it returns `stream_BTD`, which must come from a forward pass with the same token ids. Layers after `until` are
-    not computed either, and return their input; None: all later layers are computed."""
+    """Inside the block, forward passes begin behind the layer with the number `layer`: no layer up to this one is computed, and
+    this one returns `stream_BTD`, which must come from a forward pass with the same token ids. Layers after `until` are not
+    computed either, and return their input; None: all later layers are computed."""
     every, returns = decoder_layers(model), family(model).returns
     layers = [*every[: layer + 1], *(every[until + 1:] if until is not None else [])]
 

@@ -89,7 +89,8 @@ def forget_deployed(run: RunFolder, *, discard: bool) -> None:
 
 @contextmanager
 def saying_how_to_go_on(run: RunFolder) -> Iterator[None]:
-    """Inside the block, the message of an error that leaves the run intact, or of Ctrl-C, also says how to continue the run."""
+    """Inside the block, the message of a RolloutError, a LaunchError or Ctrl-C, after which the run can continue, also says how
+    to continue it."""
     try:
         yield
     except KeyboardInterrupt as interrupt:
