@@ -28,8 +28,9 @@ def read_rows(setting: str, path: str) -> list[dict[str, Any]]:
 
 
 def of_split(split: str, rows: Sequence[Any], keys: Sequence[str]) -> list[Any]:
-    """The rows of `split`, "train" or "eval". One of five different `keys`, chosen by hash, belongs to "eval" with all of its
-    rows. So no row is in both splits, even if it comes several times, and the order of the rows does not matter.
+    """The rows of `split`, "train" or "eval"; `keys` has a key for each row. A fifth of the different keys, chosen by hash,
+    belongs to "eval", each with all of its rows. So no row is in both splits, even if it comes several times, and the order of
+    the rows does not matter.
 
     If there are fewer than five different keys, every row is in both splits, because there is nothing to hold out.
     """

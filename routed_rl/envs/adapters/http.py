@@ -14,7 +14,7 @@ from routed_rl.web import Answer, NoAnswer, Refused, Server
 LARGEST = 64 * 2**20
 """The largest size of an answer in bytes; a larger one is an error."""
 PART = 0.9
-"""The share of the time limit of the environment's process that all attempts of one call together may take."""
+"""The share of the time limit of the environment's process that one call, with all of its attempts, may take."""
 LONG_TOKEN = 6
 """A token of at least this many characters is removed from answers wherever it occurs. A shorter one may be an ordinary word and
 is removed only after "Bearer"."""

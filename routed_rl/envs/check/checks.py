@@ -1,5 +1,5 @@
-"""The checks of an environment. Each check is a function from the `Evidence` to a `Verdict`; its docstring says what must
-hold."""
+"""The checks of an environment. Each check is a function from the `Evidence` to a `Verdict`; its docstring says what it
+judges."""
 
 import itertools
 import re
@@ -21,21 +21,21 @@ explains the result."""
 
 
 def makes_tasks(seen: Evidence) -> Verdict:
-    """The environment has tasks for both splits, and its gold completions can be made."""
+    """Judge whether the environment has tasks for both splits, and whether its gold completions can be made."""
     if seen.problem or not seen.tasks:
         return False, seen.problem.reason if seen.problem else "no task", seen.problem
     return True, f"{len(seen.tasks)} looked at"
 
 
 def same_seed_same_tasks(seen: Evidence) -> Verdict:
-    """Two environments of the same settings make the same tasks from the same seed."""
+    """Judge whether two environments of the same settings make the same tasks from the same seed."""
     here, there = ([json_text(pack_task(task)) for task in tasks] for tasks in (seen.tasks, seen.again))
     differ = [place for place, pair in enumerate(itertools.zip_longest(here, there)) if pair[0] != pair[1]]
     return not differ, f"{len(differ)} of {len(here)} tasks differ under one seed" if differ else "same tasks"
 
 
 def gold_scores_full(seen: Evidence) -> Verdict:
-    """Every gold completion is paid, and has `solve` 1 if `solve` is known."""
+    """Judge whether every gold completion is paid, and has `solve` 1 if `solve` is known."""
     trials = [trial for trial in seen.trials if trial.kind == "gold"]
     if not trials:
         return None, "offers no gold(task)"
@@ -49,8 +49,8 @@ def gold_scores_full(seen: Evidence) -> Verdict:
 
 
 def junk_scores_nothing(seen: Evidence) -> Verdict:
-    """No kind of junk earns more than `MOST_JUNK` of the full reward. Tasks for which the junk happens to be right do not
-    count."""
+    """Judge whether each kind of junk earns at most `MOST_JUNK` of the full reward. Tasks for which the junk happens to be right
+    do not count."""
     full = {id(trial.task): trial for trial in seen.trials if trial.kind == "gold"}
     shares: dict[str, list[float]] = {}
     for trial in seen.trials:
@@ -63,21 +63,21 @@ def junk_scores_nothing(seen: Evidence) -> Verdict:
 
 
 def does_not_raise(seen: Evidence) -> Verdict:
-    """No completion that is text makes the scorer fail. A completion that is None may make it fail, because no model writes
-    one."""
+    """Judge whether scoring returns a `Score`, and raises nothing, for every completion that is text. A completion that is None
+    may fail, because no model writes one."""
     bad = [trial for trial in _failed(seen, wrong=False) if trial.completion is not None]
     kinds = ", ".join(dict.fromkeys(trial.kind for trial in bad))
     return not bad, f"on {kinds}: {_said(bad[0])}" if bad else "no", _failure(bad)
 
 
 def is_finite(seen: Evidence) -> Verdict:
-    """No score has a number that is nan, infinite, too large or out of its range."""
+    """Judge whether every number of the scores is finite, not too large and in its range."""
     bad = _failed(seen, wrong=True)
     return not bad, f"on {bad[0].kind}: {_said(bad[0])}" if bad else "yes", _failure(bad)
 
 
 def is_quick(seen: Evidence) -> Verdict:
-    """The median scoring time of each kind of completion is at most `SLOW_S`."""
+    """Judge whether the median scoring time of each kind of completion is at most `SLOW_S`."""
     times: dict[str, list[float]] = {}
     for trial in seen.trials:
         times.setdefault(trial.kind, []).append(trial.seconds)

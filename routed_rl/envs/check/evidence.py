@@ -36,7 +36,7 @@ class Trial:
 @dataclass
 class Evidence:
     """All observations of one environment. `tasks` and `again` are its tasks, made twice from the same seed. `problem` says why
-    observing it ended early; None if it did not."""
+    the observation ended early; None if it did not."""
 
     tasks: list[Task] = field(default_factory=list)
     again: list[Task] = field(default_factory=list)

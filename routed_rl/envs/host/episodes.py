@@ -79,8 +79,8 @@ class OpenEpisodes:
         return said
 
     def _played_again(self, episode: Any, task: Task, messages: list[Message]) -> Any:
-        """Bring `episode`, which is new, to the state of the lost one by playing those of the model's turns in `messages` that
-        had an answer, and return it. ValueError if an answer differs from the first time."""
+        """Bring `episode`, a new one, to the state of an episode that was lost, and return it. The model's turns in `messages`
+        are played again, except the last one, which had no answer yet. ValueError if an answer differs from the first time."""
         first = episode.start(task)
         begun = len(task.prompt if first is None else first)
         turns = [place for place, message in enumerate(messages) if place >= begun and message["role"] == "assistant"]

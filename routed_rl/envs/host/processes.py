@@ -132,8 +132,9 @@ class Processes:
         self._children[:] = [child or self._start() for child in self._children]
 
     def bury(self, slot: int, doing: str) -> str:
-        """End the process in `slot`, log what it was `doing`, and return the reason why it cannot be used. TaskError if `close`
-        has ended the processes in the meantime: the process is then not started again."""
+        """End the process in `slot`, and return the reason why it cannot be used. The reason is logged with `doing`, such as
+        "while it started". TaskError if `close` has ended the processes in the meantime: the process is then not started
+        again."""
         child = self._children[slot]
         if child is None:
             raise TaskError(f"environment {self.name} was closed {doing}")
