@@ -70,11 +70,12 @@ def entropy(log_NV: Tensor) -> Tensor:
 
 def token_losses(teacher_NV: Tensor, student_NV: Tensor, tokens_N: Tensor, actions_N: Tensor, *, sampled: bool) -> Tensor:
     """The loss of each token, (N,). It is the forward KL for a token that is kept, 0 for one that is skipped, and KL(uniform ‖
-    student) for one whose target is noise. `actions_N` holds the gate's decisions.
+    student) for one whose target is noise. `actions_N` holds the gate's decisions. `teacher_NV` and `student_NV` are
+    log-probabilities, and `tokens_N` the tokens that were written.
 
-    With `sampled`, the loss of a kept token is the teacher's log-probability of this token minus the student's. Over tokens that
-    the teacher draws, its mean is the forward KL. The loss `sampled` is for a gate that has judged only the token that was
-    written, and not the other tokens that the teacher might have written there.
+    If `sampled` is true, the loss of a kept token is the teacher's log-probability of this token minus the student's. Over tokens
+    that the teacher draws, its mean is the forward KL. This is for a gate that has judged only the token that was written, and
+    not the other tokens that the teacher might have written there.
     """
     if sampled:
         kept_N = (teacher_NV - student_NV).gather(1, tokens_N.unsqueeze(1)).squeeze(1)

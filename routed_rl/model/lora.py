@@ -97,7 +97,8 @@ def check_lora(lora: LoraConfig, model: PreTrainedModel, writers: list[Writer], 
 
 
 def _check_fields(lora: LoraConfig, named: Callable[[str], str]) -> None:
-    """ConfigError for a field whose value is not supported on any model. `named`: as in `check_lora`."""
+    """ConfigError for a field of `lora` whose value is not supported on any model. `named`: returns the words by which a message
+    names a field, as in `check_lora`."""
     for key, field in FIELDS.items():
         value, usual = getattr(lora, key), field.default
         if field.default_factory is not dataclasses.MISSING:

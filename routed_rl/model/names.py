@@ -1,5 +1,5 @@
-"""Finds the names that writers have in a checkpoint's files, by transformers' own conversions, some of which split mixtures or
-rename parts."""
+"""Finds the names that writers have in a model's files of weights, by transformers' own conversions. Some of these split the
+fused weights of a mixture of experts, or rename modules."""
 
 import torch
 from transformers import PreTrainedModel

@@ -15,9 +15,9 @@ def results(arms: Mapping[str, Runs], ranks: Mapping[int, Runs]) -> dict[str, An
     """The content of `compare.json`. `arms` has the runs of each arm, and `ranks` those of the arm `route` at each rank that was
     asked for.
 
-    Every leaf is `{mean, low, high, seeds}`, except the names in `flags`. Differences and ratios are taken per seed. A seed
-    counts only if both runs that are compared have it, and if both evaluations report the metric. A flag that an evaluation does
-    not name was never seen there, so it counts as 0.
+    Every leaf is `{mean, low, high, seeds}`, except below the key `flags`, which holds the names of flags. Differences and ratios
+    are taken per seed. A seed counts only if both runs that are compared have it, and if both evaluations report the metric. A
+    flag that an evaluation does not name was never seen there, so it counts as 0.
     """
     summaries = [summary for runs in [*arms.values(), *ranks.values()] for summary in runs.values()]
     known, flags = known_metrics(summaries), known_flags(summaries)

@@ -19,7 +19,8 @@ ASSUMED = 80e9
 
 
 def activations(parts: Parts, arguments: TrainerArguments, prompt: int) -> Need | None:
-    """The memory that a micro-batch takes beside the gradients, for prompts of `prompt` tokens; None if it cannot be computed."""
+    """The memory that the activations of a micro-batch take, for prompts of `prompt` tokens; weights and gradients are not
+    counted. None if it cannot be computed."""
     config, completion = parts.config, arguments.max_completion_length or 0
     if any(writer.expert is not None for writer in (parts.writers if config.routing.by_subspace else [])):
         return None  # the experts that tokens choose depend on contents, which are not known here

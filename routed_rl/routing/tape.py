@@ -85,7 +85,8 @@ class Tape:
                                if len(ids) else drawn.new_zeros(0, drawn.shape[1], SKETCH))
 
     def _keep_rows(self, record: Record, along_B2: Tensor) -> None:
-        """Keep `along_B2`, the measures of each row's ledger along the two directions, for the rows that do not practise."""
+        """Add the completions of `record` to `self.rows`, each with its environment and its row of `along_B2`, the two inner
+        products that `Along.of_rows` returns. Rows that practise are left out."""
         completions, ids = record.completions_B, record.environment_ids_B
         assert completions is not None and ids is not None
         mine = slice(None) if record.practising_B is None else ~record.practising_B

@@ -82,8 +82,12 @@ class Health:
 
 
 def metrics_of(rows: Sequence[Row]) -> dict[str, float]:
-    """Compute the metrics `health/<env>/...` of each environment, and `health/...` over all rows. The metrics `honest`,
-    `obfuscated_policy` and `obfuscated_activations` sum to minus the mean of `by_policy`."""
+    """Compute the metrics of `rows`: `health/<env>/...` for the rows of each environment, and `health/...` for all of them. They
+    split how far the policy's activations lie away from the positive persona (minus the mean of `Row.by_policy`) into the three
+    terms of a sum: `honest`, from completions without a flag, as the base model reads them; `obfuscated_policy`, from flagged
+    completions, as the base model reads them; `obfuscated_activations`, how much further away the policy's activations lie than
+    the base model's. `deceptive` is the share of flagged completions. `auroc_base` and `auroc_policy` say how well either model's
+    activations tell flagged completions from the others; they are missing if all or none are flagged."""
     by_name: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         by_name[row.environment].append(row)
