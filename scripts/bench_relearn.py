@@ -42,9 +42,10 @@ RUNS: dict[str, list[str]] = {
 GATES: dict[str, dict[str, Any]] = {
     "no gate": {"gate": "models", "skip": 1e9}, "skip": {"gate": "detector", "skip": "auto", "labels": 0.05},
     "noise": {"gate": "detector", "noise": "auto", "labels": 0.05}, "models, skip": {"gate": "models", "skip": "auto"},
-    "models, noise": {"gate": "models", "noise": "auto"},
+    "models, noise": {"gate": "models", "noise": "auto"}, "random": {"gate": "random"},
 }
-"""Students of the unrouted policy; `models` compares it with the deployed model of the routed run."""
+"""Students of the unrouted policy; `models` compares it with the deployed model of the routed run. `random` skips half of the
+completions, about as many as the detector."""
 GATED_ALPHA = 0.6
 
 

@@ -142,7 +142,7 @@ VERBS: dict[str, Verb] = {
         option("--learning-rate", type=float, metavar="X", help="default: 1e-3"),
         option("--within", type=float, metavar="X", help="end at a held-out loss within this share of its entropy; default: .02"),
         option("--save-steps", type=int, metavar="N", help="steps between two states to go on from; default: 50"),
-        option("--gate", metavar="detector|models", help="which tokens teach nothing, or noise"),
+        option("--gate", metavar="detector|models|random", help="which tokens teach nothing, or noise"),
         option("--skip", metavar="X", help="with --gate: from this score on a token teaches nothing; a number, or auto"),
         option("--noise", metavar="X", help="with --gate: from this score on its target is noise; a number, or auto"),
         option("--labels", type=float, metavar="X", help="for --gate detector: labelled completions, a share or a number"),

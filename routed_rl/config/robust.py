@@ -7,8 +7,8 @@ from routed_rl.errors import ConfigError
 
 ALL, TARGETS = PARTS = ("all", "targets")
 """Which parameters are noised: all that the run trained, or only the writers of the stream."""
-DETECTOR, MODELS = GATES = ("detector", "models")
-"""How a gate scores a token: by a linear probe, or by the divergence between two models."""
+DETECTOR, MODELS, RANDOM = GATES = ("detector", "models", "random")
+"""How a gate scores a token: by a linear probe, by the divergence between two models, or by chance."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -42,13 +42,14 @@ class RobustifyConfig:
     it."""
     gate: str | None = None
     """Gate, which decides for each token whether it is taught, skipped, or taught as noise. detector: by the score of a linear
-    probe; models: by the divergence between the teacher and `unlearned`; null: every token is taught."""
+    probe; models: by the divergence between the teacher and `unlearned`; random: by a number that is drawn for each completion,
+    which is the control of the other two; null: every token is taught."""
     skip: float | str | None = None
-    """With a gate: score above which a token teaches nothing. auto for the probe's threshold (gate detector) or 1 nat (gate
-    models); null: no token is skipped."""
+    """With a gate: score above which a token teaches nothing. auto for the probe's threshold (gate detector), 1 nat (gate models)
+    or .5 (gate random); null: no token is skipped."""
     noise: float | str | None = None
     """With a gate: score above which the student is taught the uniform distribution, as noise, at a token. auto for the probe's
-    threshold (gate detector) or 1 nat (gate models); null: no token is taught noise."""
+    threshold (gate detector), 1 nat (gate models) or .5 (gate random); null: no token is taught noise."""
     labels: float | None = None
     """For the gate `detector`: number of completions that are labelled to learn its linear probe; a value below 1 is their share
     of the pool from which they are drawn. null for the run's own `baseline.detector.labels`."""

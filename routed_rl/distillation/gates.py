@@ -2,8 +2,8 @@
 
 Gate `detector`: a linear probe on the base model's activations, learned from few labels, scores the completion up to each of its
 tokens. Gate `models`: the score of a token is KL(unlearned ‖ teacher), which is high where the unlearned model would have
-continued in another way than the teacher. If the user names no unlearned model, it is the base model. All decisions are made
-before the student learns.
+continued in another way than the teacher. If the user names no unlearned model, it is the base model. Gate `random`, the control
+of the other two, draws a score for each completion. All decisions are made before the student learns.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from routed_rl.config import AUTO
-from routed_rl.config.robust import DETECTOR, RobustifyConfig
+from routed_rl.config.robust import DETECTOR, RANDOM, RobustifyConfig
 from routed_rl.distillation.divergence import KEEP, NOISE, SKIP, Row, chunks, forward_kl, read
 from routed_rl.extraction.pooled import running
 from routed_rl.extraction.probe import Probe
@@ -23,7 +23,7 @@ from routed_rl.model.prompts import eos_ids
 from routed_rl.pipeline.build import Parts
 from routed_rl.subspace.quality import auroc
 
-ONE_NAT, NAMES = 1.0, {KEEP: "keep", SKIP: "skip", NOISE: "noise"}
+ONE_NAT, HALF, NAMES = 1.0, 0.5, {KEEP: "keep", SKIP: "skip", NOISE: "noise"}
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,15 @@ def by_models(rows: Sequence[Row], teacher: PreTrainedModel, unlearned: PreTrain
     return _decided(rows, scores, asked, ONE_NAT)
 
 
+def by_random(rows: Sequence[Row], asked: RobustifyConfig, seed: int) -> Gated:
+    """Decide by a number that is drawn for each completion, uniformly from 0 to 1, so with `--skip .3` seven completions in ten
+    are skipped whole. `asked` has the thresholds. Generic text is always kept, as by `by_detector`."""
+    drawn = torch.rand(len(rows), generator=torch.Generator().manual_seed(seed), dtype=torch.float64).tolist()
+    scores = [torch.full((row.counted,), score if row.environment is not None else -torch.inf, dtype=torch.float64)
+              for row, score in zip(rows, drawn, strict=True)]
+    return _decided(rows, scores, asked, HALF)
+
+
 def _decided(rows: Sequence[Row], scores: list[Tensor], asked: RobustifyConfig, usual: float) -> Gated:
     limits = {action: usual if limit == AUTO else float(limit) for action, limit in ((SKIP, asked.skip), (NOISE, asked.noise))
               if limit is not None}
@@ -110,4 +119,4 @@ def _agreement(rows: Sequence[Row], scores: list[Tensor], actions: list[list[int
 def samples_tokens(asked: RobustifyConfig) -> bool:
     """Whether the student learns only the probability of each written token, instead of the teacher's whole distribution at this
     token; see `token_losses`."""
-    return asked.gate == DETECTOR
+    return asked.gate in (DETECTOR, RANDOM)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from routed_rl import console
 from routed_rl.artifacts import RunFolder, read_json, replacing
 from routed_rl.config import Config
-from routed_rl.config.robust import DETECTOR, MODELS, RobustifyConfig
+from routed_rl.config.robust import DETECTOR, MODELS, RANDOM, RobustifyConfig
 from routed_rl.distillation import gates
 from routed_rl.distillation.divergence import Row
 from routed_rl.distillation.loop import Distillation, Texts
@@ -139,6 +139,8 @@ def _gated(given: Given, rows: list[Row], teacher: PreTrainedModel) -> gates.Gat
         gated = gates.by_detector(rows, given.parts, given.probe, given.asked)
     elif given.asked.gate == MODELS:
         gated = gates.by_models(rows, teacher, given.unlearned, given.asked)
+    elif given.asked.gate == RANDOM:
+        gated = gates.by_random(rows, given.asked, given.config.seed)
     else:
         return gates.keep_all(rows)
     shares = [[name, *each.values()] for name, each in gated.record["tokens"].items()]

@@ -7,7 +7,7 @@ import torch
 
 from routed_rl.config.robust import RobustifyConfig
 from routed_rl.distillation.divergence import KEEP, NOISE, SKIP, Row, forward_kl, read
-from routed_rl.distillation.gates import by_detector, by_models
+from routed_rl.distillation.gates import by_detector, by_models, by_random, samples_tokens
 from routed_rl.extraction.pooled import averaged, running
 from routed_rl.extraction.probe import Probe
 from tests.builders import tiny
@@ -51,6 +51,17 @@ def test_a_detector_judges_a_completion_as_far_as_it_goes_and_never_generic_text
     assert {KEEP, SKIP} == {action for each in gated.actions[:2] for action in each}
 
 
+def test_a_random_gate_skips_whole_completions_by_chance_and_never_generic_text():
+    rows = [Row([2, 3, 4], 1, "a", marked=bool(place % 2)) for place in range(400)] + [ROWS[2]] * 20
+    gated = by_random(rows, asked(gate="random", skip=0.3), seed=1)
+    assert {tuple(actions) for actions in gated.actions[:400]} == {(KEEP, KEEP), (SKIP, SKIP)}
+    assert abs(gated.record["tokens"]["a"]["skip"] - 0.7) < 0.1 and gated.record["tokens"]["text"]["keep"] == 1
+    assert abs(gated.record["against_flags"]["auroc"] - 0.5) < 0.1, "a control knows nothing of flags"
+    assert by_random(rows, asked(gate="random", skip=0.3), seed=1).actions == gated.actions
+    assert by_random(rows, asked(gate="random", skip=0.3), seed=2).actions != gated.actions
+    assert samples_tokens(asked(gate="random")) and not samples_tokens(asked(gate="models"))
+
+
 def test_models_are_compared_at_each_token_and_the_higher_band_is_noise():
     teacher, other = tiny("llama", seed=1), tiny("llama", seed=2)
     assert by_models(ROWS, teacher, teacher, asked(gate="models")).actions == [[KEEP] * 3, [KEEP] * 2, [KEEP] * 2]
@@ -71,7 +82,7 @@ def test_models_are_compared_at_each_token_and_the_higher_band_is_noise():
     ({"alpha": 0.4, "skip": 1.0}, "--skip 1.0 is for --gate detector or --gate models"),
     ({"alpha": 0.4, "gate": "models", "labels": 0.1}, "--labels 0.1 is for --gate detector"),
     ({"alpha": 0.4, "gate": "models", "skip": 2.0, "noise": 1.0}, "--noise 1 lies below --skip 2"),
-    ({"alpha": 0.4, "gate": "judge"}, "--gate=judge is not known; choose from detector, models")])
+    ({"alpha": 0.4, "gate": "judge"}, "--gate=judge is not known; choose from detector, models, random")])
 def test_settings_that_contradict_each_other_are_refused(settings, said):
     with pytest.raises(ValueError, match=said):
         RobustifyConfig(**settings)

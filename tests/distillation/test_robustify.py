@@ -154,8 +154,9 @@ def test_of_a_run_that_trained_a_lora_the_lora_is_noised_and_written(parts, tmp_
 
 
 @pytest.mark.slow
-def test_both_gates_work_on_a_run(run, tmp_path):
-    for more in ({"gate": "models", "skip": 0.01, "noise": 0.1}, {"gate": "detector", "noise": "auto", "labels": 16}):
+def test_every_gate_works_on_a_run(run, tmp_path):
+    for more in ({"gate": "models", "skip": 0.01, "noise": 0.1}, {"gate": "detector", "noise": "auto", "labels": 16},
+                 {"gate": "random"}):
         record = json.loads((made(run, tmp_path / more["gate"], **more) / "robustified.json").read_text())
         assert set(record["gate"]["tokens"]) == {"a", "b"} and record["gate"]["against_flags"]["completions"] == 24
 
