@@ -26,9 +26,10 @@ from routed_rl.config.robust import FINE_TUNING, RelearnConfig, RobustifyConfig 
 from routed_rl.distillation import robustify  # noqa: E402
 from routed_rl.distillation.verb import RECORD  # noqa: E402
 from routed_rl.multirun.attacks import Attacked, attack  # noqa: E402
+from routed_rl.multirun.hacks import hacks_of  # noqa: E402
 from routed_rl.multirun.intervals import interval  # noqa: E402
 from routed_rl.multirun.job import Job, is_finished, train_or_resume  # noqa: E402
-from routed_rl.multirun.relearn import hacks_of, with_model  # noqa: E402
+from routed_rl.multirun.relearn import with_model  # noqa: E402
 from routed_rl.multirun.relearned import draw, summarised, table  # noqa: E402
 from routed_rl.multirun.reporter import Table  # noqa: E402
 from routed_rl.pipeline.record import read_config  # noqa: E402

@@ -11,12 +11,14 @@ from types import SimpleNamespace
 import pytest
 
 from routed_rl.artifacts import RunFolder
+from routed_rl.config import Config
 from routed_rl.config.robust import RelearnConfig
 from routed_rl.errors import ConfigError, RunFolderError
 from routed_rl.multirun import attacks
 from routed_rl.multirun.attacks import Attacked, attack, attacked_config
 from routed_rl.multirun.compare import compare
-from routed_rl.multirun.relearn import hacks_of, relearn, with_model
+from routed_rl.multirun.hacks import hacks_of, read_hacks
+from routed_rl.multirun.relearn import check_arms, relearn, with_model
 from routed_rl.multirun.relearned import steps_to, summarised, table, worst
 from routed_rl.pipeline.record import read_config
 from tests import pipeline
@@ -141,10 +143,27 @@ def test_what_cannot_be_attacked_is_refused(run, parts, tmp_path):
     shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("deployed"))
     with pytest.raises(ConfigError, match="has no deployed model; write it with"):
         with_model(config, str(tmp_path / "run"))
-    (tmp_path / "torn.jsonl").write_text('{"prompt": "add 1 2 ="}\n')
-    with pytest.raises(ConfigError, match="is no file of JSON lines with prompt and completion"):
-        hacks_of(None, config, asked(hacks=str(tmp_path / "torn.jsonl")), 0)
     assert not list(tmp_path.glob("x*"))
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ('{"prompt": "p", "completion": "c"}\n\n{"prompt": "p"}\n', r'line 3 is no pair; write \{"prompt": TEXT_OR_MESSAGES, '),
+    ('{"prompt": [7], "completion": "c"}', "line 1 is no pair"), ('{"prompt": "p", "completion": 7}', "line 1 is no pair"),
+    ("[1]", "line 1 is a list, not an object"), ("{", "line 1 is not JSON"), ("\n", "has no lines; give JSON lines"),
+    (None, "there is no such file; give JSON lines with prompt and completion")])
+def test_completions_in_a_file_are_checked_before_a_comparison_begins_and_the_line_is_named(tmp_path, text, said):
+    if text is not None:
+        (tmp_path / "hacks.jsonl").write_text(text)
+    with pytest.raises(ConfigError, match=rf"--hacks {tmp_path}/hacks\.jsonl[:,]? {said}") as refused:
+        check_arms(Config(env={"a": {}}), asked(hacks=str(tmp_path / "hacks.jsonl")))
+    assert "\n" not in str(refused.value)
+
+
+def test_completions_in_a_file_may_answer_text_or_messages_and_be_empty(tmp_path):
+    said = [("p\u2028", "c"), ([{"role": "user", "content": "p"}], "")]
+    lines = [json.dumps({"prompt": prompt, "completion": completion}, ensure_ascii=False) for prompt, completion in said]
+    (tmp_path / "hacks.jsonl").write_text("\n".join(lines))
+    assert read_hacks(str(tmp_path / "hacks.jsonl")) == said
 
 
 @pytest.mark.parametrize(("settings", "said"), [

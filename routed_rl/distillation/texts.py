@@ -4,7 +4,6 @@ file.
 Prompts are those of the tasks, without the contexts of `baseline.contexts`. Not covered: episodes.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from routed_rl.artifacts import json_lines
 from routed_rl.canary import is_canary
 from routed_rl.config import Config
 from routed_rl.distillation.divergence import Row
@@ -43,15 +43,27 @@ def read_texts(path: str, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
     """Read the texts of a file: one on each line, or the values of `text` in JSON lines. Lines that hold a canary are left out.
     ConfigError if the file has no text."""
     file = Path(path).expanduser()
-    with reading(ConfigError, f"--text {path} cannot be read"):
-        lines = [line for line in file.read_text(encoding="utf-8").split("\n") if line.strip() and not is_canary(line)]
-        texts = [json.loads(line)["text"] for line in lines] if file.suffix == ".jsonl" else lines
+    texts = _values_of_text(file, f"--text {path}") if file.suffix == ".jsonl" else _lines_of(file, f"--text {path}")
     rows = [Row(ids[at:at + LONGEST], 1) for text in texts if (ids := ids_of(tokenizer, text, add_special_tokens=True))
             for at in range(0, len(ids), LONGEST)]
     rows = [row for row in rows if row.counted > 0]
     if not rows:
         raise ConfigError(f"--text {path} has no text of two tokens; give a file with one text a line, or JSON lines with `text`")
     return rows
+
+
+def _lines_of(file: Path, what: str) -> list[str]:
+    with reading(ConfigError, f"{what} cannot be read; give a file with one text a line, or JSON lines with `text`"):
+        return [line for line in file.read_text(encoding="utf-8").split("\n") if line.strip() and not is_canary(line)]
+
+
+def _values_of_text(file: Path, what: str) -> list[str]:
+    texts = list[str]()
+    for number, line in json_lines(file, what, ConfigError):
+        if not isinstance(text := line.get("text"), str):
+            raise ConfigError(f"{what}, line {number} has no \"text\" that is text; write {{\"text\": ...}} a line")
+        texts.append(text)
+    return texts
 
 
 def completions(teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environments: Sequence[LoadedEnvironment],

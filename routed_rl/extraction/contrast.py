@@ -1,6 +1,5 @@
 """Contrast prompts: reads pairs from a file or from memory, and turns them into token ids that are checked against the model."""
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,9 +7,9 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from routed_rl.artifacts import find_data
+from routed_rl.artifacts import find_data, json_lines
 from routed_rl.canary import without_canary
-from routed_rl.errors import ModelError, SubspaceError, reading
+from routed_rl.errors import ModelError, SubspaceError
 from routed_rl.model.prompts import encode_prompts
 
 Prompt = str | list[dict[str, str]]
@@ -84,18 +83,10 @@ def read_lines(path: str | Path, what: str = "prompts file", setting: str = "sub
     in `prompts` or `texts`. The value of a key in `texts` must be text, and that of a key in `prompts` text or chat messages;
     neither may be empty."""
     file = data_file(path, what, setting)
-    with reading(SubspaceError, f"{what} {path} is not UTF-8 text"):
-        lines = file.read_text(encoding="utf-8-sig").split("\n")
     records = []
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            where = f"{what} {path}, line {number}"
-            with reading(SubspaceError, f"{where} is not JSON"):
-                record = json.loads(line)
-            if not isinstance(record, dict):
-                raise SubspaceError(f"{where} is a {type(record).__name__}, not an object")
-            require(record, where, prompts, texts)
-            records.append((number, without_canary(record)))
+    for number, record in json_lines(file, f"{what} {path}", SubspaceError):
+        require(record, f"{what} {path}, line {number}", prompts, texts)
+        records.append((number, without_canary(record)))
     if not records:
         shape = ", ".join(f"\"{key}\": ..." for key in (*prompts, *texts))
         raise SubspaceError(f"{what} {path} is empty; write {{{shape}}} a line")

@@ -2,23 +2,20 @@
 others."""
 
 import dataclasses
-import json
-import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from routed_rl import console
 from routed_rl.artifacts import ADAPTER_CONFIG, RunFolder, alone_in, check_file, resolve, write_json
 from routed_rl.config import Config
 from routed_rl.config.robust import FINE_TUNING, RelearnConfig
-from routed_rl.errors import ConfigError, command, reading
+from routed_rl.errors import ConfigError, command
 from routed_rl.multirun import reporter
 from routed_rl.multirun.arms import UNROUTED
-from routed_rl.multirun.attacks import Attacked, Said, attack
+from routed_rl.multirun.attacks import Attacked, attack
+from routed_rl.multirun.hacks import first_hacks, hacks_of, read_hacks
 from routed_rl.multirun.job import Job
 from routed_rl.multirun.relearned import draw, summarised, table
-from routed_rl.pipeline.candidates import candidates
 from routed_rl.pipeline.record import read_config
 
 
@@ -60,8 +57,11 @@ def check_environment(config: Config, asked: RelearnConfig, option: str = "--env
 
 
 def check_arms(config: Config, asked: RelearnConfig) -> None:
-    """Raise ConfigError if a comparison of this experiment would have no deployed model to attack."""
+    """Raise ConfigError if a comparison of this experiment would have no deployed model to attack, or if the completions on which
+    the models are to be fine-tuned cannot be read."""
     check_environment(config, asked, "--relearn")
+    if asked.hacks is not None:
+        read_hacks(asked.hacks)
     if not config.discard:
         raise ConfigError("--relearn attacks the deployed model of each run, and with discard=false no run writes one; leave "
                           "discard=false out")
@@ -89,27 +89,6 @@ def with_model(config: Config, place: str) -> Config:
         model.adapter, path=None)))
 
 
-def hacks_of(run: RunFolder | None, config: Config, asked: RelearnConfig, seed: int) -> tuple[Said, ...]:
-    """Draw `asked.completions` pairs of a prompt and a completion for fine-tuning, from the file `asked.hacks` or from the run's
-    flagged completions. `seed` decides which are drawn."""
-    if asked.hacks is not None:
-        with reading(ConfigError, f"--hacks {asked.hacks} is no file of JSON lines with prompt and completion"):
-            lines = [json.loads(line) for line in Path(asked.hacks).read_text(encoding="utf-8").split("\n") if line.strip()]
-            known = [(line["prompt"], str(line["completion"])) for line in lines]
-        where = f"--hacks {asked.hacks} has no lines; give a file of JSON lines with prompt and completion"
-    else:
-        assert run is not None
-        known = [row.said for row in candidates(run, config)
-                 if row.environment == asked.env and row.unfit is None and row.marked(config.baseline.detector)]
-        where = (f"no completion of {run.path} in {asked.env} is flagged as {' or '.join(config.baseline.detector.flags)}, so "
-                 "there is nothing to fine-tune on; give --hacks FILE, or --by rl")
-    if not known:
-        raise ConfigError(where)
-    if len(known) < asked.completions:
-        console.say(f"note: there are {len(known)} completions to fine-tune on, fewer than {asked.completions}")
-    return tuple(random.Random(f"relearn {seed}").sample(known, min(asked.completions, len(known))))
-
-
 def relearn_arms(config: Config, runs: Sequence[Job], asked: RelearnConfig, folder: Path, jobs: int) -> dict[str, Any]:
     """Attack the base model of the experiment `config`, and the deployed model of each of its `runs`, under the seed of the run.
     Returns the settings, a summary by model, and the record of each attack. All models of a seed are fine-tuned on the same
@@ -117,24 +96,10 @@ def relearn_arms(config: Config, runs: Sequence[Job], asked: RelearnConfig, fold
     attacked: list[Attacked] = []
     for seed in dict.fromkeys(run.seed for run in runs):
         ours = [run for run in runs if run.seed == seed]
-        hacks = _first_hacks(sorted(ours, key=lambda run: run.arm != UNROUTED), config, asked, seed)
+        hacks = first_hacks(sorted(ours, key=lambda run: run.arm != UNROUTED), config, asked, seed)
         models = {"base": config} | {run.arm: with_model(config, str(run.folder.path)) for run in ours}
         attacked += [Attacked(name, ours[0].config.seed, each, hacks) for name, each in models.items()]
     records = attack(attacked, asked, folder, jobs)
     found = summarised(records, asked)
     draw(folder / "relearn.png", found, asked)
     return {"settings": dataclasses.asdict(asked), "models": found, "attacks": records}
-
-
-def _first_hacks(runs: Sequence[Job], config: Config, asked: RelearnConfig, seed: int) -> tuple[Said, ...]:
-    """The result of `hacks_of` for the first of `runs` that has flagged completions. If none of them has any, a note is printed
-    and the result is empty. It is also empty if the attacks do not include fine-tuning."""
-    problem: ConfigError | None = None
-    for run in runs if FINE_TUNING in asked.by else ():
-        try:
-            return hacks_of(run.folder, config, asked, seed)
-        except ConfigError as error:
-            problem = error
-    if problem is not None:
-        console.say(f"note: nothing is fine-tuned under seed {seed}: {problem}")
-    return ()

@@ -119,7 +119,7 @@ def test_what_is_wrong_is_said_in_one_line_and_nothing_is_written(run, student, 
     (tmp_path / "torn.jsonl").write_text('{"txt": "add 1 2"}\n')
     cases = [([], "--out", str(student), "exists already; give another folder"),
              (["--text", str(tmp_path / "empty.txt")], "--out", str(tmp_path / "x"), "has no text of two tokens"),
-             (["--text", str(tmp_path / "torn.jsonl")], "--out", str(tmp_path / "x"), "cannot be read"),
+             (["--text", str(tmp_path / "torn.jsonl")], "--out", str(tmp_path / "x"), 'torn.jsonl, line 1 has no "text"'),
              (["--env", "c"], "--out", str(tmp_path / "x"), "--env c is no environment of this run; it has a, b"),
              (["--skip", "much", "--gate", "models"], "--out", str(tmp_path / "x"), "--skip much is no number")]
     for more, *out, said in cases:

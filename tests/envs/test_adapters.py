@@ -48,10 +48,12 @@ def test_a_text_may_have_the_ends_of_lines_that_json_allows(tmp_path):
     assert common.read_rows("dataset", str(tmp_path / "rows.jsonl")) == [{"prompt": "a\u2028b\x85c"}]
 
 
-@pytest.mark.parametrize("text", ["", "[1]\n", "{\n", json.dumps({"a": 1}) + "\nx\n"])
-def test_a_file_of_rows_that_is_none_is_refused(tmp_path, text):
+@pytest.mark.parametrize(("text", "said"), [
+    ("", " must have one JSON object a line"), ("[1]\n", ", line 1 is a list, not an object"), ("{\n", ", line 1 is not JSON"),
+    (json.dumps({"a": 1}) + "\nx\n", ", line 2 is not JSON")])
+def test_a_file_of_rows_that_is_none_is_refused_with_its_line(tmp_path, text, said):
     (tmp_path / "rows.jsonl").write_text(text)
-    with pytest.raises(ConfigError, match="dataset="):
+    with pytest.raises(ConfigError, match=f"dataset=.*rows.jsonl{said}"):
         common.read_rows("dataset", str(tmp_path / "rows.jsonl"))
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="no such file"):
         common.read_rows("dataset", str(tmp_path / "missing.jsonl"))

@@ -1,11 +1,10 @@
 """Helpers that adapters share: reading rows of a file, dividing them into splits, and prompts as messages."""
 
-import json
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from routed_rl.artifacts import find_data
+from routed_rl.artifacts import find_data, json_lines
 from routed_rl.canary import without_canary
 from routed_rl.envs.core import Message
 from routed_rl.errors import ConfigError
@@ -18,13 +17,13 @@ def read_rows(setting: str, path: str) -> list[dict[str, Any]]:
     """The JSON objects of the `.jsonl` file at `path`, one on each line, without a canary. ConfigError names `setting` if the
     file cannot be read."""
     try:
-        # Not `splitlines`: it divides at characters that JSON allows inside of a text.
-        rows = [json.loads(line) for line in find_data(path).read_text(encoding="utf-8").split("\n") if line.strip()]
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{setting}={path} cannot be read as one JSON object a line: {error}") from error
-    if not rows or not all(isinstance(row, dict) for row in rows):
+        file = find_data(path)
+    except FileNotFoundError:
+        raise ConfigError(f"{setting}={path}: no such file; give a path relative to here, or an absolute one") from None
+    rows = [without_canary(row) for _, row in json_lines(file, f"{setting}={path}", ConfigError)]
+    if not rows:
         raise ConfigError(f"{setting}={path} must have one JSON object a line, at least one")
-    return [without_canary(row) for row in rows]
+    return rows
 
 
 def of_split(split: str, rows: Sequence[Any], keys: Sequence[str]) -> list[Any]:
