@@ -19,7 +19,9 @@ from benchmark.repeated import Found, Lines, code, ratios  # noqa: E402
 from routed_rl import console  # noqa: E402
 from routed_rl.artifacts import RunFolder, write_json  # noqa: E402
 from routed_rl.cli.compose import compose  # noqa: E402
-from routed_rl.multirun.arms import ARMS, UNROUTED  # noqa: E402
+from routed_rl.cli.words import refuse_fixed  # noqa: E402
+from routed_rl.errors import ConfigError  # noqa: E402
+from routed_rl.multirun.arms import ARMS, UNROUTED, set_by_all  # noqa: E402
 from routed_rl.multirun.job import seeded  # noqa: E402
 from routed_rl.pipeline.train import train  # noqa: E402
 
@@ -45,6 +47,10 @@ def main() -> None:
     arms = given.arms.split(",")
     if unknown := [arm for arm in arms if arm not in ARMS]:
         parser.error(f"--arms has {unknown[0]}; choose from {', '.join(ARMS)}")
+    try:
+        refuse_fixed(more, dict.fromkeys(set_by_all(arms), f"--arms {given.arms}") | {"seed": f"--pairs {given.pairs}"})
+    except ConfigError as error:
+        parser.error(str(error))
     settings = [*SHORT, *more]
     lines = Lines(given.json.with_suffix(".jsonl"), {"code": code(), "settings": settings})
     seconds(UNROUTED, 0, settings)  # the first run of a process is slower

@@ -23,12 +23,14 @@ sys.path[:0] = [str(ROOT)]
 import torch  # noqa: E402
 
 from routed_rl.artifacts import RunFolder  # noqa: E402
+from routed_rl.cli.words import refuse_fixed  # noqa: E402
 from routed_rl.config import DegradeConfig  # noqa: E402
 from routed_rl.envs import task_stream  # noqa: E402
 from routed_rl.evaluate import generate_ids  # noqa: E402
 from routed_rl.extraction import prepare  # noqa: E402
 from routed_rl.extraction.pooled import pooled  # noqa: E402
 from routed_rl.model.prompts import encode_prompts  # noqa: E402
+from routed_rl.multirun.arms import set_by_all  # noqa: E402
 from routed_rl.multirun.intervals import interval  # noqa: E402
 from routed_rl.pipeline.build import extraction_job, load_parts, make_router, run_subspace, take_checkpoint  # noqa: E402
 from routed_rl.pipeline.record import read_config  # noqa: E402
@@ -160,7 +162,8 @@ def main() -> None:
     conditions = arguments.conditions.split(",")
     try:
         for condition in conditions:
-            settings_of(condition)
+            refuse_fixed(more, {text.partition("=")[0]: f"--conditions {condition}" for text in settings_of(condition)})
+        refuse_fixed(more, dict.fromkeys(set_by_all(arguments.arms.split(",")), f"--arms {arguments.arms}"))
     except ValueError as error:
         parser.error(str(error))
     found, probes = {}, dict[str, Probe]()

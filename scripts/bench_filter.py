@@ -14,7 +14,9 @@ from typing import Any
 
 from routed_rl.artifacts import write_json
 from routed_rl.cli.compose import compose
+from routed_rl.cli.words import refuse_fixed
 from routed_rl.config import FilterConfig
+from routed_rl.errors import ConfigError
 from routed_rl.evaluate import evaluate
 from routed_rl.multirun.job import Job, is_finished, train_or_resume
 from routed_rl.pipeline.build import Parts, load_parts
@@ -33,6 +35,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("overrides", nargs="*")
     given = parser.parse_args()
+    try:
+        refuse_fixed(given.overrides, {"seed": f"--seeds {given.seeds}", "out": f"--out {given.out}",
+                                       "trainer.max_steps": f"--steps {given.steps}"})
+    except ConfigError as error:
+        parser.error(str(error))
     found: dict[str, Any] = {}
     for seed in range(given.seeds):
         found[str(seed)] = of_seed(given.out, seed, [f"trainer.max_steps={given.steps}", *given.overrides])

@@ -20,7 +20,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "environments" / "persona_lab")]
 from environments.persona_lab.labs import LABS  # noqa: E402
 from environments.persona_lab.use import build_of, settings_of  # noqa: E402
 from routed_rl.cli.compose import compose  # noqa: E402
+from routed_rl.cli.words import refuse_fixed  # noqa: E402
 from routed_rl.errors import RoutedRLError  # noqa: E402
+from routed_rl.multirun.arms import set_by_all  # noqa: E402
 from routed_rl.multirun.compare import plan_runs  # noqa: E402
 from routed_rl.multirun.results import results  # noqa: E402
 
@@ -96,6 +98,7 @@ def main() -> None:
             raise ValueError(f"{options[0]} is no option of this script")
         if arguments.jobs < 1 or (arguments.at is not None and arguments.at < 1):
             raise ValueError(f"--jobs and --at must be at least 1, got {arguments.jobs} and {arguments.at}")
+        refuse_fixed(more, dict.fromkeys(set_by_all(arguments.arms.split(",")), f"--arms {arguments.arms}"))
         plan_runs(more, arguments.arms.split(","), arguments.seeds, arguments.out, compose)
     except (ValueError, RoutedRLError) as error:
         parser.error(str(error))

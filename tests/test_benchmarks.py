@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import os
 import subprocess
@@ -84,6 +85,24 @@ def test_the_benchmark_measures_updates_runs_and_growth_and_goes_on(tmp_path):
     grows = found["growth"]["group"]["cpu"]
     assert set(grows["ratios"]) == {"4", "8", "16", "32"} and grows["exponent"] > 0.5
     assert "group, 1 of 1" not in script(*arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "words", "said"), [
+    ("bench_arms", "--json F --arms none,route routing.mode=erase", "routing.mode=erase does nothing here, because --arms none"),
+    ("bench_arms", "--json F seed=3", "because --pairs 5 says it"),
+    ("bench_axes", "--out D evaluation.samples=7", "because --samples 500 says it"),
+    ("bench_evasion", "--out D --conditions rank=1 subspace.rank=3", "subspace.rank=3 does nothing here, because --conditions"),
+    ("bench_evasion", "--out D routing=none", "routing=none does nothing here, because --arms route,"),
+    ("bench_filter", "--out D trainer.max_steps=7", "because --steps 60 says it"),
+    ("bench_labs", "--out D routing=none", "routing=none does nothing here, because --arms none,route,control says it"),
+    ("bench_relearn", "--out D --models route routing=none", "because --models route says it"),
+    ("bench_relearn", "--out D seed=7", "because --seeds 3 says it")])
+def test_a_benchmark_refuses_a_setting_that_one_of_its_options_fixes(name, words, said, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [name, *words.split()])
+    with pytest.raises(SystemExit, match="2"):
+        importlib.import_module(name).main()
+    assert said in capsys.readouterr().err
 
 
 def test_the_figures_of_evasion_are_of_the_runs_that_were_asked_for(tmp_path):

@@ -258,6 +258,19 @@ def test_a_run_folder_is_evaluated_with_its_own_settings(engine, tmp_path, capsy
     (["calibrate", "++out=X"], "++out=X does nothing here, because --out DIR says it"),
     (["evaluate", "MODEL", "model.path=X"], "model.path=X does nothing here, because the model MODEL says it"),
     (["evaluate", "MODEL", "rollout.engine=vllm_colocate", "--engine", "transformers"], "because --engine transformers says it"),
+    (["compare", "routing.mode=observe", "--arms", "none,route", "--out", "D"],
+     "routing.mode=observe does nothing here, because --arms none,route says it; leave routing.mode=observe out"),
+    (["compare", "+routing=labels", "--out", "D"], "+routing=labels does nothing here, because --arms none,observe,route"),
+    (["compare", "trainer.beta=.1", "--arms", "kl", "--out", "D"], "because --arms kl says it"),
+    (["compare", "--arms", "oracle_filter", "--detector", "recall=.5", "--out", "D"], "because --arms oracle_filter says it"),
+    (["relearn", "MODEL", "trainer.max_steps=5", "--env", "a", "--json", "F"],
+     "trainer.max_steps=5 does nothing here, because --steps 60 says it"),
+    (["relearn", "MODEL", "trainer.learning_rate=1", "--env", "a", "--json", "F"], "because --rates R says it"),
+    (["relearn", "MODEL", "evaluation.samples=9", "--samples", "8", "--env", "a", "--json", "F"], "because --samples 8 says it"),
+    (["relearn", "MODEL", "routing=route", "--env", "a", "--json", "F"], "an attack, which trains without routing, says it"),
+    (["relearn", "MODEL", "--by", "rl", "--samples", "8", "--env", "a", "--json", "F"],
+     "--samples 8 is for --by sft, not for --by rl; leave it out"),
+    (["calibrate", "--runs", "RUN", "--seeds", "9"], "--seeds 9 is for runs that are trained here, and --runs names finished"),
     (["relearn", "MODEL", "out=X", "--env", "a", "--json", "F"], "out=X does nothing here, because --json FILE says it"),
     (["sweep", "seed=0"], "a setting with several values"),
     (["sweep", "seed=0,1", "modl=x"], "did you mean model?"),
@@ -265,6 +278,16 @@ def test_a_run_folder_is_evaluated_with_its_own_settings(engine, tmp_path, capsy
 def test_bad_arguments_are_refused_in_one_line(engine, argv, hint, capsys):
     assert hint in refused(capsys, *argv)
     assert engine == []
+
+
+@pytest.mark.slow
+def test_what_only_some_arms_set_and_what_a_file_says_of_its_experiment_is_left_to_them(engine, tmp_path):
+    mine = "subspace.method=pca"
+    assert main(["compare", mine, "routing.practice.share=.5", "--arms", "none,route,control", "--out", "D"]) == 0
+    (tmp_path / "mine.yaml").write_text("trainer: {max_steps: 5}\nrouting: {mode: route}\n")
+    assert main(["compare", "--config", f"{tmp_path}/mine.yaml", "--out", "D"]) == 0
+    assert main(["relearn", "MODEL", "--config", f"{tmp_path}/mine.yaml", "--env", "a", "--json", "F"]) == 0
+    assert mine in engine[0][1][0] and "trainer.max_steps=5" in engine[1][1][0] and engine[2][0] == "relearn"
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------

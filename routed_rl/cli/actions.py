@@ -12,6 +12,7 @@ from routed_rl.cli.paths import from_anywhere
 from routed_rl.cli.space import split
 from routed_rl.cli.words import names, numbers, refuse_fixed, shares
 from routed_rl.errors import ConfigError
+from routed_rl.multirun.arms import set_by_all
 from routed_rl.stopping import STOP
 
 
@@ -73,9 +74,11 @@ def compare(given: Namespace) -> None:
         raise ConfigError(f"--detector {given.detector} sets {twice[0]} twice; leave one of them out")
     refuse_fixed(given.overrides, {"out": f"--out {given.out}"} | {
         f"baseline.detector.{key}": f"--detector {text}" for key, text in zip(keys, detector, strict=True)})
+    of_detector = [f"baseline.detector.{text}" for text in detector]
+    refuse_fixed([*given.typed, *of_detector], dict.fromkeys(set_by_all(arms), f"--arms {given.arms}"))
     from routed_rl.multirun.compare import compare as compare_arms
 
-    overrides = [*from_anywhere(given.overrides), *(f"baseline.detector.{text}" for text in detector)]
+    overrides = [*from_anywhere(given.overrides), *of_detector]
     if given.labs is not None:
         from routed_rl.multirun.labs import compare_labs
 
@@ -93,11 +96,15 @@ def sweep(given: Namespace) -> None:
 def calibrate(given: Namespace) -> None:
     if given.jobs < 1:
         raise ConfigError(f"--jobs must be at least 1, got {given.jobs}")
+    if given.runs is not None and given.seeds is not None:
+        raise ConfigError(f"--seeds {given.seeds} is for runs that are trained here, and --runs names finished ones; leave one "
+                          "of them out")
     refuse_fixed(given.overrides, {"out": f"--out {given.out or 'DIR'}"})
     from routed_rl.multirun.calibrate import calibrate as calibrate_monitor
 
     out = given.out or f"runs/{datetime.now().strftime('%Y-%m-%d-%H%M%S')}-calibration"
-    calibrate_monitor(from_anywhere(given.overrides), names(given.runs) or [], given.seeds, given.rate, out, given.jobs, compose)
+    seeds = 20 if given.seeds is None else given.seeds
+    calibrate_monitor(from_anywhere(given.overrides), names(given.runs) or [], seeds, given.rate, out, given.jobs, compose)
 
 
 def env(given: Namespace) -> None:

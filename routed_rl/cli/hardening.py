@@ -8,14 +8,18 @@ from typing import Any
 from routed_rl.cli.compose import compose
 from routed_rl.cli.words import names, numbers, places, refuse_fixed
 from routed_rl.config import Config
-from routed_rl.config.robust import RelearnConfig
+from routed_rl.config.robust import FINE_TUNING, RelearnConfig
 from routed_rl.errors import ConfigError
 
 
 def relearn(given: Namespace) -> None:
     if given.jobs < 1:
         raise ConfigError(f"--jobs must be at least 1, got {given.jobs}")
-    asked, others, settings = attacks(given, given.env), places("--also", given.also), experiment(given)
+    asked, others = attacks(given, given.env), places("--also", given.also)
+    own = {"trainer.max_steps": f"--steps {asked.steps}", "trainer.learning_rate": "--rates R",
+           "evaluation.samples": f"--samples {asked.samples}"}
+    refuse_fixed(given.typed, own | dict.fromkeys(("routing", "routing.mode"), "an attack, which trains without routing,"))
+    settings = experiment(given)
     from routed_rl.multirun.relearn import relearn as relearn_model
 
     relearn_model(given.target, asked, given.json, others, settings, given.jobs)
@@ -31,7 +35,10 @@ def attacks(given: Namespace, env: str) -> RelearnConfig:
         own["rates"] = numbers("--rates", given.rates, float, "1e-5,1e-4,1e-3")
     if (by := getattr(given, "by", None)) is not None:
         own["by"] = names([by])
-    return RelearnConfig(**own)
+    found = RelearnConfig(**own)
+    if FINE_TUNING not in found.by and (unread := [name for name in ("completions", "samples") if name in own]):
+        raise ConfigError(f"--{unread[0]} {own[unread[0]]} is for --by sft, not for --by {','.join(found.by)}; leave it out")
+    return found
 
 
 def experiment(given: Namespace) -> Config | None:

@@ -54,6 +54,8 @@ def run(argv: list[str]) -> None:
 
 
 def _act(name: str, arguments: argparse.Namespace) -> None:
+    if "overrides" in arguments:
+        arguments.typed = arguments.overrides  # a file of --config has the settings of an experiment, whatever the command
     if getattr(arguments, "config", None) is not None:
         from routed_rl.cli.settings_file import overrides_of
 

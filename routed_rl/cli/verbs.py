@@ -164,7 +164,7 @@ VERBS: dict[str, Verb] = {
     "calibrate": Verb("set the monitor's limits by runs that are known to be secure", (
         overrides(more="; an experiment known to be secure"), CONFIG,
         option("--runs", action="append", metavar="RUN[,RUN]", help="take these finished runs, and train none"),
-        option("--seeds", type=int, default=20, help="runs to train; default: 20"),
+        option("--seeds", type=int, help="runs to train; default: 20"),
         option("--rate", type=float, default=0.01, help="false halts a run, of all rules together; default: 0.01"), JOBS,
         option("--out", metavar="DIR", help="where the runs go; the same folder again goes on where it stopped; "
                                             "default: runs/TIME-calibration"))),

@@ -41,3 +41,10 @@ ARMS: dict[str, list[str]] = {
 """Maps the name of each arm to its overrides, which come after the user's own. No arm changes which parameters are frozen. The
 arm `practice_all` is there for contrast: environments that pay for gaming their check practise too, so the behaviour for which
 they pay reaches the deployed model."""
+
+
+def set_by_all(arms: list[str]) -> set[str]:
+    """The settings that each of `arms` sets to a value of its own, so that a value of the user's would do nothing. The choice
+    `routing` counts as such a setting where `routing.mode` does, because it sets nothing else."""
+    found = set.intersection(*({text.partition("=")[0] for text in ARMS.get(arm, [])} for arm in arms))
+    return found | {"routing"} if "routing.mode" in found else found
