@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,9 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, ModelCard
 
 from routed_rl.artifacts import RunFolder
 from routed_rl.cli import main
-from routed_rl.errors import HubError
+from routed_rl.config import Config
+from routed_rl.errors import HubError, RunFolderError
+from routed_rl.multirun.relearn import with_model
 from tests import pipeline
 from tests.report.test_card import MODEL, configure
 from tests.test_export import Saved, llama
@@ -101,6 +104,24 @@ def test_the_deployed_model_is_sent_as_it_is_without_its_seal(run, hub, capsys):
     assert "is damaged: README.md is not what was written" in refused(capsys, run, "me/model", "--force")
     (run / "deployed" / "COMPLETE.json").unlink()
     assert main(["push", str(run), "me/model", "--force"]) == 0 and hub.files["README.md"] == b"my own words"
+
+
+@pytest.mark.slow
+def test_a_deployed_model_that_is_older_than_the_run_is_sent_only_if_its_folder_is_named(run, hub, capsys):
+    pipeline.discard(str(run), str(run / "deployed"))
+    shutil.copytree(run / "checkpoints" / "step-7", later := run / "checkpoints" / "step-9")
+    said = f"{run}/deployed holds the model of step 7, and the run has reached step 9; give {run}/deployed itself, or remove it"
+    assert said in refused(capsys, run, "me/model") and said in refused(capsys, run, "me/model", "--dry-run")
+    with pytest.raises(RunFolderError, match="holds the model of step 7, and the run has reached step 9"):
+        with_model(Config(), str(run))
+    assert hub.commits == 0 and main(["push", str(run / "deployed"), "me/model"]) == 0
+    (later / "config.json").write_text("torn")  # nobody could discard from it
+    assert main(["push", str(run), "me/model", "--force"]) == 0 and hub.commits == 2
+    shutil.rmtree(later)
+    (run / "deployed" / "README.md").write_text("my own words, without the step")
+    (run / "deployed" / "COMPLETE.json").unlink()
+    shutil.copytree(run / "checkpoints" / "step-7", later)
+    assert main(["push", str(run), "me/model", "--force"]) == 0
 
 
 def test_an_adapter_names_its_base_model_on_the_hub_and_no_folder_of_this_machine(run, hub, capsys):

@@ -16,6 +16,7 @@ from routed_rl.multirun.attacks import Attacked, attack
 from routed_rl.multirun.hacks import first_hacks, hacks_of, read_hacks
 from routed_rl.multirun.job import Job
 from routed_rl.multirun.relearned import draw, summarised, table
+from routed_rl.pipeline.older import refuse_older
 from routed_rl.pipeline.record import read_config
 
 
@@ -70,12 +71,14 @@ def check_arms(config: Config, asked: RelearnConfig) -> None:
 def with_model(config: Config, place: str) -> Config:
     """The experiment with another model. `place` is the folder of a model, or a run folder, which stands for the deployed model
     of the run. If the folder holds a LoRA, the LoRA is put on the experiment's own model. ConfigError if there is no such model,
-    or if it is a LoRA and the experiment trains all weights."""
+    or if it is a LoRA and the experiment trains all weights; RunFolderError if the deployed model of a run is of an earlier step
+    than its newest checkpoint."""
     folder = Path(resolve(place))
     if (folder / "config.yaml").exists():
         run, folder = folder, RunFolder(folder).deployed
         if not folder.is_dir():
             raise ConfigError(f"{run} has no deployed model; write it with `{command('discard', run, '--out', folder)}`")
+        refuse_older(RunFolder(run))
     elif not folder.is_dir():
         raise ConfigError(f"{place} is neither a run nor a model's folder; give one of them")
     model = config.model

@@ -13,6 +13,7 @@ from routed_rl.config.references import remember
 from routed_rl.errors import ConfigError, HubError, RunFolderError, command, reading
 from routed_rl.export.stock import discard
 from routed_rl.pipeline.finishing import finishing
+from routed_rl.pipeline.older import refuse_older
 from routed_rl.report.card import DEPLOYED, POLICY, QUARANTINE, hub_name
 
 BASE = "base_model_name_or_path"
@@ -58,7 +59,8 @@ def _require_token() -> None:
 
 def _folder(source: str, what: str | None, place: Path) -> Path:
     """The folder to upload. If `source` is no run, this is `source` itself. For a run it is RUN/deployed, if that is wanted and
-    exists; otherwise the model `what` (None: deployed) is written to `place`."""
+    exists; otherwise the model `what` (None: deployed) is written to `place`. RunFolderError if RUN/deployed is of an earlier
+    step than the run's newest checkpoint."""
     if not RunFolder(source).config.exists():
         if not (Path(source) / CARD).exists():
             raise RunFolderError(f"{source} is neither a run nor a folder that `routed-rl discard` or `export` wrote; give one")
@@ -76,6 +78,7 @@ def _folder(source: str, what: str | None, place: Path) -> Path:
         kept = run.deployed if (run.deployed / KEPT).exists() else None
         return export_quarantine(run, place, kept=kept, finish=finishing(run, QUARANTINE, rest=kept is not None))
     if run.deployed.exists():
+        refuse_older(run)
         return _sealed(run.deployed)
     return discard(run, place, finish=finishing(run, DEPLOYED))
 

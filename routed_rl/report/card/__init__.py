@@ -2,6 +2,7 @@
 
 from routed_rl.report.card.facts import DEPLOYED, POLICY, QUARANTINE, Leaving, hub_name
 from routed_rl.report.card.page import write_card
+from routed_rl.report.card.use import step_told
 from routed_rl.report.differences import Results
 
-__all__ = ["DEPLOYED", "POLICY", "QUARANTINE", "Leaving", "Results", "hub_name", "write_card"]
+__all__ = ["DEPLOYED", "POLICY", "QUARANTINE", "Leaving", "Results", "hub_name", "step_told", "write_card"]

@@ -1,8 +1,14 @@
 """The lines of a model card about the folder: its content, what was kept and discarded, and the code that loads it."""
 
+import re
+from pathlib import Path
+
+from routed_rl.artifacts import CARD
 from routed_rl.report.card.facts import DEPLOYED, POLICY, Facts
 from routed_rl.report.differences import has_quarantine, kept_words
 
+AFTER = "as they were after step"
+"""The words before the step in a card, by which `step_told` finds it."""
 PLAIN = '''from transformers import AutoModelForCausalLM, AutoTokenizer
 
 folder = "."  # this folder, or the name of its repository
@@ -29,8 +35,15 @@ def holds(facts: Facts) -> list[str]:
     """The lines of the card's section on the content of the folder, and on whether the quarantine is in it."""
     count, kinds = facts.numbers
     form = "A stock PEFT adapter" if facts.is_adapter else "A whole model that plain transformers loads"
-    return ["## What this folder holds", "", f"- {form}: {count:,} numbers in {' and '.join(kinds)}, as they were after step "
+    return ["## What this folder holds", "", f"- {form}: {count:,} numbers in {' and '.join(kinds)}, {AFTER} "
             f"{facts.leaving.step} of {facts.run.planned}.", f"- {_quarantine(facts)}", ""]
+
+
+def step_told(folder: Path) -> int | None:
+    """The step of the model in `folder`, as its card says it. None if there is no card, or if somebody has removed the words."""
+    card = folder / CARD
+    found = re.search(rf"{AFTER} (\d+) of", card.read_text(encoding="utf-8", errors="replace")) if card.is_file() else None
+    return int(found[1]) if found else None
 
 
 def _quarantine(facts: Facts) -> str:
