@@ -14,6 +14,7 @@ import pytest
 from routed_rl import inspection
 from routed_rl.cli import main
 from routed_rl.cli.compose import compose
+from routed_rl.config import Config
 from routed_rl.errors import ConfigError
 from routed_rl.inspection import machine
 from routed_rl.inspection.entries import classes, entries_in, first_line, mixes, named
@@ -113,6 +114,28 @@ def test_a_name_in_several_mixes_says_which_it_takes(capsys):
 def test_an_environment_of_the_overrides_is_found_as_train_takes_it():
     (entry,) = named("mine", ["env=empty", f"env.mine.path={UNSOUND}:Sound", "env.mine.low=7"], compose)
     assert entry.name == "mine" and entry.settings["low"] == 7
+
+
+@pytest.mark.parametrize("folder", ["a,b", "it's", 'a "quoted" one', "a{b", "two  blanks "])
+def test_the_path_of_a_class_is_taken_as_it_stands(tmp_path, folder):
+    (tmp_path / folder).mkdir()
+    (file := tmp_path / folder / "x,y.py").touch()
+    beside = {"Mine": {"low": 7}, "other": {"path": "z.py:Z"}}
+    found = named(f"{file}:Mine", ["env.Mine.low=7"], lambda overrides: Config(env=beside if overrides[1:] else {}))
+    assert [(each.name, each.settings) for each in found] == [
+        ("Mine", {"path": f"{file}:Mine", "low": 7}), ("other", {"path": "z.py:Z"})]
+
+
+@pytest.mark.slow
+def test_a_class_in_a_folder_with_a_comma_is_tried(tmp_path, monkeypatch, capsys):
+    (tmp_path / "a,b").mkdir()
+    (tmp_path / "a,b" / "x.py").write_text(UNSOUND.read_text())
+    monkeypatch.chdir(tmp_path)
+    assert main(["env", "try", "a,b/x.py:Sound", "--n", "1", "env.Sound.low=500"]) == 0
+    assert "junk  '0': reward 0 solve 0" in capsys.readouterr().out
+    assert main(["env", "try", "Mine", "env.Mine.path=a,b/x.py:Sound"]) == 2
+    assert "quote a text with commas twice ('KEY=\"A,B\"')" in capsys.readouterr().err
+    assert main(["env", "try", "Mine", 'env.Mine.path="a,b/x.py:Sound"', "--n", "1"]) == 0
 
 
 def test_an_unknown_name_is_refused_with_what_is_close():

@@ -103,6 +103,12 @@ def test_a_folder_with_a_comma_in_its_name_is_one_folder(tmp_path):
     assert not any(each.is_sweep_override() for each in found)
 
 
+def test_numbers_of_a_file_that_are_not_finite_stay_numbers_so_that_they_are_refused(tmp_path):
+    found = overrides_of(write(tmp_path, "env: {a: {x: .inf, y: -.inf, z: .nan, w: [.inf, 1.0e+22, 1.0e-7, 2, true]}}"))
+    values = [parse_override(text)[1].value() for text in found]
+    assert repr(values) == "[inf, -inf, nan, [inf, 1e+22, 1e-07, 2, True]]"
+
+
 @pytest.mark.parametrize(("text", "problem"), [
     ("env: &a {b: *a}", "a value has itself as a part"), ("seed: !!int x", "is no YAML: "), ("discard: !!bool x", "is no YAML: "),
     ("seed: [1", "is no YAML: "), ("- 1", "must hold settings as KEY: VALUE, got list"),

@@ -32,8 +32,8 @@ def checked(text: str, folder: Path) -> str:
         raise ConfigError(f"{long[0][:20]}... is a name of {len(long[0])} characters; take at most {LONGEST_NAME}")
     text, override = parse_override(text)
     if override.is_sweep_override():
-        raise ConfigError(f"{text!r} gives several values; give one, write a list as KEY=[A,B], or "
-                          "try each with `routed-rl sweep`")
+        raise ConfigError(f"{text!r} gives several values; give one, write a list as KEY=[A,B], quote a text "
+                          "with commas twice ('KEY=\"A,B\"'), or try each with `routed-rl sweep`")
     if override.type == OverrideType.DEL:
         return text
     group = override.key_or_group.replace(".", "/")  # a group within a group is named like its setting
@@ -103,7 +103,7 @@ def hydra_text(value: Any) -> str:
         return f"{{{', '.join(f'{key}: {hydra_text(inner)}' for key, inner in value.items())}}}"
     if isinstance(value, list):
         return f"[{', '.join(map(hydra_text, value))}]"
-    return quoted(value) if isinstance(value, str) else json.dumps(value)
+    return quoted(value) if isinstance(value, str) else repr(value) if isinstance(value, float) else json.dumps(value)
 
 
 def quoted(text: str) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import math
+import re
 import typing
 from collections.abc import Collection
 from typing import Any
@@ -11,6 +12,8 @@ from routed_rl.errors import ConfigError
 from routed_rl.shapes import fits
 
 LONGEST_NAME = 100
+NO_NUMBER = re.compile(r"(?i)[+-]?\.(inf|nan)")
+"""Pattern of the texts by which YAML writes numbers that are infinite or not a number."""
 
 
 def section(setting: dataclasses.Field[Any]) -> type | None:
@@ -77,15 +80,25 @@ def check_at_least(prefix: str, config: Any, floors: dict[str, float]) -> None:
             raise ConfigError(f"{prefix}.{key} must be a number >= {floor}, got {value}")
 
 
+def check_shares(prefix: str, config: Any, *names: str) -> None:
+    """Raise ConfigError if one of these settings of the section `config`, which are shares, does not lie in [0, 1]."""
+    for name in names:
+        value = getattr(config, name)
+        check_finite(f"{prefix}.{name}", value)
+        if not isinstance(value, (int, float)) or not 0 <= value <= 1:
+            raise ConfigError(f"{prefix}.{name} must lie in [0, 1], got {value}; it is a share")
+
+
 def check_finite(key: str, value: Any) -> None:
-    """Raise ConfigError if `value`, or a number inside it if it is a section, mapping or list, is nan or infinite. `key` is the
+    """Raise ConfigError if `value`, or a number inside it if it is a section, mapping or list, is nan or infinite. The texts .inf
+    and .nan count as such numbers, because a user who types them on the command line means what they mean in YAML. `key` is the
     name of `value` for the message."""
     if dataclasses.is_dataclass(value):
         value = {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
     if isinstance(value, (dict, list, tuple)):
         for inner, each in value.items() if isinstance(value, dict) else enumerate(value):
             check_finite(f"{key}.{inner}".lstrip("."), each)
-    elif isinstance(value, float) and not math.isfinite(value):
+    elif (isinstance(value, float) and not math.isfinite(value)) or (isinstance(value, str) and NO_NUMBER.fullmatch(value)):
         raise ConfigError(f"{key} must be a finite number, got {value}")
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from routed_rl.config.checks import check_at_least, check_finite, check_known
+from routed_rl.config.checks import check_at_least, check_finite, check_known, check_shares
 from routed_rl.errors import ConfigError
 
 FLAGS, PROBE = DETECTORS = ("flags", "probe")
@@ -43,11 +43,7 @@ class DetectorConfig:
 
     def __post_init__(self) -> None:
         check_known("baseline.detector.kind", [self.kind], DETECTORS)
-        for name in ("recall", "precision", "fpr"):
-            value = getattr(self, name)
-            check_finite(f"baseline.detector.{name}", value)
-            if not 0 <= value <= 1:
-                raise ConfigError(f"baseline.detector.{name} must lie in [0, 1], got {value}")
+        check_shares("baseline.detector", self, "recall", "precision", "fpr")
         self._check_probe()
         if self.precision == 0 < self.recall:
             raise ConfigError("baseline.detector.precision=0 would name no marked completion at all, but recall="

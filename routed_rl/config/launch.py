@@ -36,6 +36,8 @@ class LaunchConfig:
         check_known("launch.where", [self.where], ("here", "slurm"))
         check_known("launch.strategy", [self.strategy], STRATEGIES)
         check_at_least("launch", self, {"processes": 1, "nodes": 1, "port": 1, "timeout_s": 1, "grace_s": 1})
+        if self.port > 65535:
+            raise ConfigError(f"launch.port must be a port from 1 to 65535, got {self.port}")
         if self.offload:
             raise ConfigError("launch.offload=true is refused: DeepSpeed then replaces the optimizer by one of its own; leave it "
                               "false and set launch=zero3 with more processes")

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 
 from routed_rl.config.baseline import DISCOURAGE, ENCOURAGE
-from routed_rl.config.checks import check_at_least, check_known, check_options
+from routed_rl.config.checks import check_at_least, check_known, check_options, check_shares
 from routed_rl.config.detector import DETECTORS, PROBE
 from routed_rl.errors import ConfigError
 
@@ -21,7 +21,8 @@ class EvaluationConfig:
     """Number of tasks for which RUN/answers.jsonl keeps the answers of base model, policy and deployed model at the end of a run;
     the environments take turns in giving a task. 0: none."""
     max_failures: float = 0.05
-    """Share of its completions that an environment may fail to score, in training and in evaluation, before the run stops."""
+    """Share of its completions that an environment may fail to score, in training and in evaluation, before the run stops, from
+    0 to 1; 1: the run never stops for failures."""
     every: int = 0
     """Number of training steps between two evaluations of the policy and the deployed model, which are written to metrics.jsonl;
     0: none during training."""
@@ -36,8 +37,9 @@ class EvaluationConfig:
     policy; empty for none."""
 
     def __post_init__(self) -> None:
-        check_at_least("evaluation", self, {"samples": 0, "batch_size": 1, "temperature": 0, "answers": 0, "max_failures": 0,
-                                            "every": 0, "during_samples": 1})
+        check_at_least("evaluation", self, {"samples": 0, "batch_size": 1, "temperature": 0, "answers": 0, "every": 0,
+                                            "during_samples": 1})
+        check_shares("evaluation", self, "max_failures")
         check_known("evaluation.contexts", self.contexts, (ENCOURAGE, DISCOURAGE))
         if not all(isinstance(scale, (int, float)) and 0 <= scale < math.inf for scale in self.scales):
             raise ConfigError(f"evaluation.scales must be numbers >= 0, such as [0,.25,.5,.75,1], got {self.scales}")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from routed_rl.config.checks import AUTO, check_at_least, check_known
+from routed_rl.config.checks import AUTO, check_at_least, check_known, check_shares
 from routed_rl.errors import ConfigError
 
 
@@ -60,6 +60,7 @@ class RolloutConfig:
         check_known("rollout.dtype", [self.dtype], ("float32", "bfloat16", AUTO))
         check_at_least("rollout", self, {"memory_gb": 1, "gpu_memory": 0.01, "timeout_s": 0.1, "start_timeout_s": 0.1,
                                          "retries": 0})
+        check_shares("rollout", self, "gpu_memory")
         if self.engine != "vllm_server" and (self.urls or self.launch):
             raise ConfigError(f"rollout.urls and rollout.launch are for servers, and rollout.engine={self.engine} has none; "
                               "set rollout=vllm_server")

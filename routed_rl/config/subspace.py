@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from routed_rl.config.axes import AxesConfig
-from routed_rl.config.checks import check_at_least, check_known
+from routed_rl.config.checks import check_at_least, check_known, check_shares
 from routed_rl.errors import ConfigError
 
 
@@ -33,8 +33,8 @@ class SubspaceCheckConfig:
     it is added."""
 
     def __post_init__(self) -> None:
-        check_at_least("subspace.check", self, {"auroc": 0, "stability": 0, "p": 0, "random": 1, "axes": 0, "answers": 2,
-                                                 "strength": 0})
+        check_shares("subspace.check", self, "auroc", "stability", "p")
+        check_at_least("subspace.check", self, {"random": 1, "axes": 0, "answers": 2, "strength": 0})
 
 
 @dataclass(kw_only=True, slots=True)
@@ -120,8 +120,8 @@ class SubspaceConfig(AxesConfig):
     """For methods sae and file: whether vectors that belong to one layer are used at all layers. If false, the layers after that
     one get no basis."""
     flip: bool = False
-    """For methods sae and file: whether the vectors are negated, for vectors that point away from the persona that must not
-    grow."""
+    """For methods sae and file, also where they are parts of a union or random turns their axes: whether the vectors are negated,
+    for vectors that point away from the persona that must not grow."""
     parts: list[str] = field(default_factory=list)
     """For method=union: folders of subspaces, or names of methods, whose axes are joined. The axes are orthonormalised in this
     order."""

@@ -47,7 +47,7 @@ def named(name: str, overrides: list[str], compose: Compose) -> list[Entry]:
     mix, by itself or as MIX/NAME (as `env list` writes it); or an environment that `overrides` set (`env.NAME.path=...`, or
     `dataset=`)."""
     if ":" in name:
-        found = entries_of("empty", [f"env.{name.rpartition(':')[2]}.path={name}", *overrides], compose)
+        found = _of_path(name, overrides, compose)
     elif any(re.match(rf"\+*env\.{re.escape(name)}\.(path|dataset|reward)=", text) for text in overrides):
         set_here = entries_of("empty", [text for text in overrides if not text.startswith("env=")], compose)
         found = [each for each in set_here if each.name == name]
@@ -59,6 +59,14 @@ def named(name: str, overrides: list[str], compose: Compose) -> list[Entry]:
     if not found:
         raise ConfigError(f"{name} has no environment; set env.NAME.path=FILE.py:Class and give NAME")
     return found
+
+
+def _of_path(path: str, overrides: list[str], compose: Compose) -> list[Entry]:
+    """The entry of the class at `path`, which has the name of the class, and those that `overrides` set beside it. The path is no
+    override itself, because a comma or a quote in it would mean something there."""
+    word, others = path.rpartition(":")[2], entries_of("empty", overrides, compose)
+    own = {"path": _absolute(path)} | next((each.settings for each in others if each.name == word), {})
+    return [Entry("empty", word, own), *(each for each in others if each.name != word)]
 
 
 def _place(name: str) -> tuple[str, str]:

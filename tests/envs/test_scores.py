@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 import torch
 
-from routed_rl.config import Config, EvaluationConfig, QuarantineConfig
+from routed_rl.config import Config, DetectorConfig, EvaluationConfig, QuarantineConfig, RolloutConfig, SubspaceCheckConfig
 from routed_rl.envs import Conversation, LoadedEnvironment, Score, Scorer, Task, means
 from routed_rl.envs.adapters.remote import RemoteEnvironment, _score
 from routed_rl.envs.core import LARGEST, RESERVED
@@ -194,6 +194,22 @@ def test_an_environment_may_not_have_a_name_that_metrics_use(name):
 def test_settings_of_an_environment_that_are_no_finite_numbers_are_refused(settings):
     with pytest.raises(ConfigError, match=r"env\.x\..* must be a (finite )?number"):
         load_environment("x", {"path": f"{said.__file__}:Said", **settings})
+
+
+@pytest.mark.parametrize(("section", "name"), [
+    (EvaluationConfig, "max_failures"), (RolloutConfig, "gpu_memory"), (SubspaceCheckConfig, "auroc"),
+    (SubspaceCheckConfig, "stability"), (SubspaceCheckConfig, "p"), (DetectorConfig, "fpr")])
+def test_no_share_is_above_1(section, name):
+    assert getattr(section(**{name: 1.0}), name) == 1
+    with pytest.raises(ConfigError, match=rf"{name} must lie in \[0, 1\], got 1.01; it is a share"):
+        section(**{name: 1.01})
+
+
+@pytest.mark.parametrize("text", [".inf", "-.INF", "+.inf", ".NaN"])
+def test_what_yaml_calls_infinite_is_so_on_the_command_line_too(text):
+    with pytest.raises(ConfigError, match=re.escape(f"env.x.deep.1 must be a finite number, got {text}")):
+        Config(env={"x": {"deep": [1, text]}})
+    assert Config(env={"x": {"word": "a.inf", "name": "inf", "none": ".info"}})
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from routed_rl.config import LaunchConfig
-from routed_rl.errors import LaunchError
+from routed_rl.errors import ConfigError, LaunchError
 from routed_rl.launching.slurm import node_command, submit, write_job
 
 LAUNCH = LaunchConfig(where="slurm", strategy="ddp", nodes=4, processes=8, sbatch=["--partition=gpu"], setup=["module load cuda"],
@@ -33,6 +33,12 @@ def test_the_job_says_what_it_needs_and_what_it_does(tmp_path):
                  "#SBATCH --partition=gpu", "module load cuda", "python -m routed_rl.pipeline job 'my run' &"):
         assert line in text.splitlines()
     assert node_command(LAUNCH, ["x"])[:3] == ["srun", "--nodes=4", "--ntasks=4"]
+
+
+def test_a_port_is_a_number_that_a_port_can_have():
+    assert LaunchConfig(port=65535).port == 65535
+    with pytest.raises(ConfigError, match="launch.port must be a port from 1 to 65535, got 65536"):
+        LaunchConfig(port=65536)
 
 
 def test_a_folder_with_blanks_is_one_word_in_the_job(tmp_path):
