@@ -21,8 +21,10 @@ from routed_rl.cli.compose import compose
 from routed_rl.cli.space import split
 from routed_rl.config import Config, SweepConfig
 from routed_rl.errors import ConfigError, RoutedRLError, RunFolderError
+from routed_rl.multirun import sweep_page
 from routed_rl.multirun.ranking import notes
 from routed_rl.multirun.sweep import sweep
+from routed_rl.multirun.sweep_page import write_sweep
 from routed_rl.multirun.trials import Dimension, Outcome, Plan, best, outcome
 
 GRID = ["routing.quarantine.learning_rate=1e-3,1e-2", "seed=0,1,2"]
@@ -180,6 +182,19 @@ def test_several_objectives_give_the_pareto_front():
     front = best(found, ["minimize", "maximize"])
     assert [each.values for each in front] == [[0.1, 0.5], [0.3, 0.9]]
     assert [each.values for each in best(found, ["maximize", "maximize"])] == [[0.3, 0.9]]
+
+
+def test_the_page_shows_the_trials_that_are_best_by_each_objective(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep_page, "write_page", lambda page, _: page)
+    found = outcomes(*((number / 20, 0.5 + abs(number - 10) / 20, number) for number in range(20)), ())
+    objectives = [f"models.deployed.sums.{name}" for name in ("solve", "hack", "steps")]
+    settings = SweepConfig(objective=objectives, direction=["maximize", "minimize", "maximize"])
+    page: Any = write_sweep(tmp_path / "sweep.html", found, settings)
+    assert [(panel.title, panel.words) for panel in page.panels] == [
+        (objectives[0], "maximize; the best 12 of 20 trials"), (objectives[1], "minimize; the best 12 of 20 trials")]
+    solve, hack = ([bar.value for bar in panel.bars] for panel in page.panels)
+    assert solve == [number / 20 for number in range(19, 7, -1)]
+    assert hack == [0.5, *(0.5 + away / 20 for away in range(1, 6) for _ in "+-"), 0.8]
 
 
 def test_a_flag_that_a_trial_never_showed_is_an_objective_of_0(tmp_path):

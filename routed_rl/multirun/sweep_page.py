@@ -4,6 +4,7 @@ from pathlib import Path
 from statistics import median
 
 from routed_rl.config import SweepConfig
+from routed_rl.multirun.job import Job
 from routed_rl.multirun.ranking import commands, notes, table
 from routed_rl.multirun.trials import Outcome, best
 from routed_rl.report.page import write_page
@@ -46,24 +47,24 @@ def write_sweep(file: Path, found: list[Outcome], settings: SweepConfig) -> Path
 
 
 def _panels(found: list[Outcome], settings: SweepConfig) -> list[Panel]:
-    """A panel for each objective that is a share, with the trials that are best by the first objective."""
-    done = sorted((each for each in found if each.values), key=lambda each: each.values or [],
-                  reverse=settings.directions[0] == "maximize")
+    """A panel for each objective that is a share, with the trials that are best by this objective, the best first."""
     winners = {each.trial.name for each in best(found, settings.directions)}
     made = []
-    for place, path in enumerate(settings.objectives):
-        bars = [Bar(_point(each), each.values[place], None, "deployed" if each.trial.name in winners else "other")
-                for each in done[:MOST] if each.values]
-        if bars and all(0 <= bar.value <= 1 for bar in bars):
-            shown = f"the first {MOST} of {len(done)} trials" if len(done) > MOST else "all trials"
-            made.append(Panel(path, f"{settings.directions[place]}; {shown}", bars, digits=3))
+    for place, (path, direction) in enumerate(zip(settings.objectives, settings.directions, strict=True)):
+        done = [(each.values[place], each.trial) for each in found if each.values]
+        done.sort(key=lambda pair: pair[0], reverse=direction == "maximize")
+        if done and all(0 <= value <= 1 for value, _ in done):
+            bars = [Bar(_point(trial), value, None, "deployed" if trial.name in winners else "other")
+                    for value, trial in done[:MOST]]
+            shown = f"the best {MOST} of {len(done)} trials" if len(done) > MOST else "all trials"
+            made.append(Panel(path, f"{direction}; {shown}", bars, digits=3))
     return made
 
 
 def _described(each: Outcome, settings: SweepConfig) -> str:
     values = ", ".join(f"{path} {value:.3f}" for path, value in zip(settings.objectives, each.values or [], strict=True))
-    return f"{each.trial.name} ({_point(each)}) with {values}"
+    return f"{each.trial.name} ({_point(each.trial)}) with {values}"
 
 
-def _point(each: Outcome) -> str:
-    return " ".join(f"{key}={value}" for key, value in each.trial.point.items())
+def _point(trial: Job) -> str:
+    return " ".join(f"{key}={value}" for key, value in trial.point.items())
