@@ -33,6 +33,7 @@ from routed_rl.cli import main
 from routed_rl.cli.compose import compose
 from routed_rl.config import AuditConfig, Config, LaunchConfig
 from routed_rl.errors import CheckFailed, CheckpointError, ConfigError, RoutedRLError, RunFolderError
+from routed_rl.export.publish import publish
 from routed_rl.model.load import load_model
 from routed_rl.monitor import RULES
 from routed_rl.multirun.job import train_or_resume, try_out
@@ -313,6 +314,23 @@ def test_a_checkpoint_that_was_moved_to_another_disk_and_linked_does_not_stop_th
     with writing(run, 2, keep=1) as partial:
         (partial / "file").touch()
     assert run.steps() == [2] and (disk / "file").exists()
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_model_is_written_to_where_a_link_leads_and_a_site_takes_the_place_of_a_link(tmp_path, there):
+    if there:
+        (tmp_path / "disk" / "model").mkdir(parents=True)
+    (tmp_path / "model").symlink_to(tmp_path / "disk" / "model")
+    (tmp_path / "site").symlink_to(tmp_path / "nowhere")
+    for _ in range(2):
+        assert publish(tmp_path / "model", lambda folder: (folder / "x").touch()) == tmp_path / "model"
+    assert (tmp_path / "model").is_symlink() and not broken_seal(tmp_path / "disk" / "model")
+    with pytest.raises(RunFolderError, match="already holds something else"):
+        publish(tmp_path / "model", lambda folder: (folder / "y").touch())
+    with replacing(tmp_path / "site") as partial:
+        partial.mkdir()
+    assert (tmp_path / "site").is_dir() and not (tmp_path / "site").is_symlink()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["COMPLETE.json", "disk", "model", "model", "site", "x"]
 
 
 @pytest.mark.parametrize("discard", [True, False])

@@ -44,7 +44,7 @@ def replacing(path: Path) -> Iterator[Path]:
             _share(each, partial)
             _sync(each)
         remove(old)
-        if path.is_dir():
+        if path.is_dir() or (path.is_symlink() and partial.is_dir()):  # a folder cannot replace a link that leads nowhere
             os.replace(path, old)
         os.replace(partial, path)
         _sync(path.parent)

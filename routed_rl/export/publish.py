@@ -17,10 +17,12 @@ made."""
 
 def publish(out: Path, fill: Callable[[Path], None], finish: Finish | None = None, step: int = 0) -> Path:
     """Fill a new folder with `fill`, change it with `finish`, seal it and move it to `out`. `finish` also gets `step`. If `out`
-    exists with the same content, except for the model card, it stays as it is; RunFolderError if it has any other content."""
+    exists with the same content, except for the model card, it stays as it is; RunFolderError if it has any other content. If
+    `out` is a link, it stays, and the folder to which it leads is written."""
     out = Path(out).absolute()
-    fresh = out.with_name(f".{out.name}.new")
-    with alone_making(out):
+    place = out.resolve() if out.is_symlink() else out
+    fresh = place.with_name(f".{place.name}.new")
+    with alone_making(place):
         with sealed_folder(fresh) as folder:
             fill(folder)
             if finish is not None:
@@ -32,7 +34,7 @@ def publish(out: Path, fill: Callable[[Path], None], finish: Finish | None = Non
             if read_json(out / SEAL) != sealed:
                 console.say(f"{out} holds this model already, with an older {CARD}; remove the folder to write it anew")
         else:
-            os.replace(fresh, out)
+            os.replace(fresh, place)
     return out
 
 
