@@ -41,13 +41,22 @@ def prepare(job: Job) -> Callable[[], Subspace]:
 
 
 def _refuse_flip(config: SubspaceConfig) -> None:
-    """SubspaceError if `subspace.flip` is set where it would do nothing: for axes whose sign is known."""
-    path = Path(config.path or "").expanduser()
-    extracted = path.is_dir() and not (path / ADAPTER_CONFIG).is_file()
-    if config.flip and (config.method not in ("sae", "file", "random", "union") or (config.method == "file" and extracted)):
-        what = f"{path} is the folder of axes" if config.method == "file" else f"subspace.method={config.method} finds axes"
+    """SubspaceError if `subspace.flip` is set where it would do nothing: for axes whose sign is known. Method `random` passes
+    with any path, because a comparison puts it in place of the method of the experiment, which may need `flip`."""
+    if config.flip and config.method != "random" and not _takes_flip(config):
+        what = {"file": f"{config.path} is the folder of axes", "union": f"subspace.parts={config.parts} are axes"}.get(
+            config.method, f"subspace.method={config.method} finds axes")
         raise SubspaceError(f"subspace.flip=true negates vectors of an SAE or a file, and {what} whose sign is known already; "
                             "leave it out, or exchange the positive and negative prompts")
+
+
+def _takes_flip(config: SubspaceConfig) -> bool:
+    """Whether `subspace.flip` negates vectors that these settings name. In a union it does so for one part or more."""
+    if config.method == "union":
+        return any(_takes_flip(dataclasses.replace(config, **_settings_of(part))) for part in config.parts)
+    path = Path(config.path or "").expanduser()
+    extracted = path.is_dir() and not (path / ADAPTER_CONFIG).is_file()
+    return config.method == "sae" or (config.method == "file" and not extracted)
 
 
 def from_pairs(job: Job) -> Callable[[], Subspace]:
@@ -124,10 +133,8 @@ def from_parts(job: Job) -> Callable[[], Subspace]:
     function that makes the union of these subspaces, in the order of `subspace.parts`."""
     makers: list[tuple[str, Callable[[], Subspace]]] = []
     for place, part in enumerate(job.config.parts):
-        is_method = part in METHODS and part not in ("union", "file")
-        alone = job.changed(method=part, path=None, parts=[]) if is_method else job.changed(
-            method="file", path=part, parts=[], rank=None)
-        name = part if is_method else Path(part).name
+        alone = job.changed(**_settings_of(part))
+        name = Path(part).name
         name = name if name not in {before for before, _ in makers} else f"{name}_{place + 1}"
         makers.append((name, METHODS[alone.config.method](alone)))
 
@@ -140,6 +147,13 @@ def from_parts(job: Job) -> Callable[[], Subspace]:
                                    quality=no_quality(made.directions, job.config.rank))
 
     return make
+
+
+def _settings_of(part: str) -> dict[str, Any]:
+    """The settings that make a part of a union, the name of a method or the folder of a subspace, a subspace of its own."""
+    if part in METHODS and part not in ("union", "file"):
+        return {"method": part, "path": None, "parts": []}
+    return {"method": "file", "path": part, "parts": [], "rank": None}
 
 
 METHODS: dict[str, Callable[[Job], Callable[[], Subspace]]] = dict.fromkeys(fits.METHODS, from_pairs) | {

@@ -166,6 +166,9 @@ def test_the_random_control_of_a_folder_has_its_ranks_scales_and_axes_and_other_
     ({"method": "dct", "radius": None, "nonlinearity": 1e6}, "the radius does not calibrate"),
     ({"method": "file", "path": ".", "flip": True}, r"flip=true .* and \. is the folder of axes whose sign is known already"),
     ({"method": "pca", "flip": True}, "flip=true .* and subspace.method=pca finds axes whose sign is known already"),
+    ({"method": "union", "parts": [".", "pca"], "flip": True}, r"flip=true .* subspace\.parts=\['\.', 'pca'\] are axes whose "),
+    ({"method": "union", "parts": [".", "evil.gguf"], "flip": True}, r"no subspace can be read from \."),
+    ({"method": "random", "path": "nowhere", "flip": True}, "no subspace can be read from nowhere"),
     ({"method": "random", "path": "nowhere"}, "no subspace can be read from nowhere")])
 def test_what_cannot_give_axes_is_refused_in_one_line(job, tiny, changes, message):
     (tiny / "plain.jsonl").write_text('{"prompt": "add 1 2"}\n')
