@@ -67,6 +67,8 @@ def compare(given: Namespace) -> None:
         raise ConfigError(f"--rates {given.rates} is for --relearn ENV; give that too, or leave it out")
     if given.relearn is not None and given.labs is not None:
         raise ConfigError("--relearn is not for --labs; leave one of them out")
+    if given.labs is not None:
+        refuse_fixed(given.typed, dict.fromkeys(("model", "model.path"), f"--labs {given.labs}"))
     asked = None if given.relearn is None else attacks(given, given.relearn)
     detector = names([given.detector or ""]) or []
     keys = [text.partition("=")[0] for text in detector]
