@@ -54,7 +54,8 @@ def test_a_folder_with_a_config_and_a_tokenizer_is_enough_to_say_what_a_run_take
     pipeline.train(config, [], dry_run=True)
     said = capsys.readouterr().out
     for line in ("memory        about", "weights ", "adapter ", "gradients ", "optimizer ", "quarantine ", "activations ",
-                 "rollout.gpu_memory=0.3 of 80.0 GB", "of 80.0 GB: ", "there are none in"):
+                 "rollout.gpu_memory=0.3 of 80.0 GB", "of 80.0 GB: ", "there are none in",
+                 f"completions, learning rate {config.trainer['learning_rate']:g}"):
         assert line in said
     assert not (tmp_path / "run").exists()
     with pytest.raises(ModelError, match="no model could be loaded"):

@@ -47,7 +47,8 @@ def show_plan(parts: Parts, plan: Plan, *, account: bool = False) -> None:
         say(f"practice      {practice_sentence(config)}")
     minutes = "" if model.device.type == "meta" else (
         f", about {estimate_minutes(config, parts, arguments):.1f} minutes with evaluation")
-    say(f"steps         {arguments.max_steps} of {completions_per_step(arguments) * config.launch.world} completions{minutes}")
+    rollouts = completions_per_step(arguments) * config.launch.world
+    say(f"steps         {arguments.max_steps} of {rollouts} completions, learning rate {arguments.learning_rate:g}{minutes}")
     say(f"batch         {batch_sentence(config, arguments)}")
     for line in memory_lines(parts, arguments, max(prompt_lengths(parts)), account=account):
         say(line)
