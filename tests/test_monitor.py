@@ -6,11 +6,13 @@ import math
 import random
 
 import pytest
+from transformers import TrainerControl
 
 from routed_rl.artifacts import RunFolder
 from routed_rl.config import MonitorConfig, RuleConfig
 from routed_rl.errors import ConfigError
 from routed_rl.monitor import RULES, Monitor, Verdict
+from routed_rl.tracking import MetricsFile
 from routed_rl.training.watch import Watch
 
 OFF = {name: RuleConfig() for name in RULES}
@@ -114,11 +116,27 @@ def test_patience_counts_steps_in_a_row_and_warmup_holds_verdicts_back():
 
 
 def test_after_a_halt_new_evidence_is_needed():
-    monitor = Monitor(config(change=RuleConfig(limit=0.25)))
+    monitor = Monitor(config(change=RuleConfig(limit=0.25, action="halt")))
     rows = [{"step": step, **row} for step, row in enumerate(shifts(*(0.1 * n for n in range(8))), start=1)]
     assert [len(monitor.judge(row)) for row in rows[:4]] == [0, 0, 0, 1]
     monitor.rearm()
     assert [len(monitor.judge(row)) for row in rows[4:]] == [0, 0, 1, 1]
+
+
+def test_a_rule_that_only_reports_goes_on_reporting_after_a_halt_by_another_or_once_nothing_halts_any_more(tmp_path):
+    """Also in the run's record. A rollback to other environments begins anew."""
+    rows = [{"step": step, **row, "quarantine/relative": 2.0} for step, row in enumerate(shifts(0, 0.6, 0.6, 0.6, 0.6), start=1)]
+    halting = config(shift=RuleConfig(limit=0.5), change=RuleConfig(limit=0.5), size=RuleConfig(limit=1.0, action="halt"))
+    for settings, fresh, said in ((halting, 0, {"shift", "change"}), (halting.reporting(), 0, {"shift", "change", "size"}),
+                                  (halting, 3, set())):
+        run = RunFolder(tmp_path / f"{fresh}{len(said)}")
+        run.path.mkdir()
+        watch = Watch(Monitor(settings), run)
+        watch.replay(rows[:3], {3}, fresh)
+        for row in rows[3:]:
+            watch.see(row, TrainerControl())
+        found = [(row["step"], row["rule"]) for row in MetricsFile(run.verdicts).rows()]
+        assert found == [(step, rule) for step in (4, 5) for rule in ("shift", "change", "size") if rule in said]
 
 
 @pytest.mark.parametrize("name", ["shift", "pull", "push", "energy", "size", "share", "collapse"])

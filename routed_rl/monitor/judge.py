@@ -142,18 +142,22 @@ class Monitor:
         limit, detector = self.config.evidence.limit_of(environment), self.detectors.get(("evidence", environment))
         return limit is not None and detector is not None and detector.total > SUSPICION * limit
 
-    def rearm(self) -> None:
-        """Require new evidence for further verdicts. Called when the run halted on the last step and the user has resumed it.
+    def rearm(self, *, whole: bool = False) -> None:
+        """Require new evidence for further verdicts that halt. Called when the run halted on the last step and the user has
+        resumed it. Rules that only report are left as they are, because their verdicts stop nothing and belong to the run's
+        record in every step in which they hold. `whole`: whether these rules begin anew too, because the run goes on with other
+        environments.
 
         Rules that sum readings over steps begin at 0 again. Any other rule that gave a verdict gives the next one when the
         reading has grown by as much as its limit, or when the reading has been below its limit and exceeds it again. If the
         reading has not been below its limit in between, the next verdict still names the step at which it first exceeded the
         limit.
         """
+        rules = [name for name, settings in self.config.rules().items() if whole or settings.action == "halt"]
         for (name, _), detector in self.detectors.items():
-            if RULES[name].sums:
+            if RULES[name].sums and name in rules:
                 detector.total, detector.steps = 0.0, 0
         for verdict in self.said:
-            if not RULES[verdict.rule].sums:
+            if not RULES[verdict.rule].sums and verdict.rule in rules:
                 detector = self.detectors[verdict.rule, verdict.environment]
                 detector.told, detector.since, detector.steps = verdict.value, verdict.since, 0

@@ -39,9 +39,10 @@ class Watch:
         run goes on like one that never stopped. Nothing is written or reported. All that this object has judged before is
         forgotten first, so that a script may resume a run with the same trainer object.
 
-        `halted`: the steps after which the monitor had halted the run. After each of these steps the monitor is armed again, as
-        it was when the run was resumed. `fresh_from`: the last step before a rollback changed the environments; verdicts up to
-        this step do not keep an environment from practising. 0: the environments never changed.
+        `halted`: the steps after which the monitor had halted the run. After each of these steps the rules that halt are armed
+        again, as they were when the run was resumed. `fresh_from`: the last step before a rollback changed the environments;
+        all rules are armed again after it, and verdicts up to this step do not keep an environment from practising. 0: the
+        environments never changed.
         """
         self.monitor, self.halting = Monitor(self.monitor.config, self.monitor.ignore), []
         self._said, self.pointed, self.suspected, self.practising = set(), set(), set(), Counter()
@@ -51,7 +52,7 @@ class Watch:
             self._said |= {(verdict.rule, verdict.environment) for verdict in verdicts}
             self.halting = [verdict for verdict in verdicts if verdict.halts]
             if row["step"] in halted:
-                self.monitor.rearm()
+                self.monitor.rearm(whole=row["step"] == fresh_from)
                 self.halting = []
 
     def see(self, row: dict[str, Any], control: TrainerControl) -> None:
