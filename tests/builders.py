@@ -136,7 +136,7 @@ class Run:
         self.targets = find_targets(self.model, bases, self.context, self.environments, self.unit)
         self.axes = Axes(["hacker", "careless"], [basis[:, :2] for basis in random_bases(layers, width)],
                          torch.tensor([[2.0, 1.0], [4.0, 1.0]]).repeat(layers, 1)[:layers],
-                         torch.tensor([1.0, 0.5]).repeat(layers)[:layers])
+                         torch.tensor([1.0, 0.5]).repeat(layers)[:layers, None].expand(-1, 2))
         self.router = self.make_router() if self.mode != "none" else None
         self.quarantine = self.router and self.router.quarantine
         freeze(self.model, FROZEN)

@@ -1,15 +1,18 @@
 """What `make_router` refuses before anything is trained, and at which basis it splits each writer."""
 
+import dataclasses
 from types import SimpleNamespace
 from typing import cast
 
 import pytest
 import torch
 
-from routed_rl.config import Config, ModelConfig, SubspaceConfig
+from routed_rl.config import Config, ModelConfig, RoutingConfig, SubspaceConfig
 from routed_rl.errors import ConfigError
+from routed_rl.model.targets import find_writers
 from routed_rl.pipeline.build import Parts, make_router
 from routed_rl.subspace import Provenance, Subspace
+from routed_rl.training.route import route_model
 from tests.builders import WIDTH, tiny
 
 
@@ -43,6 +46,21 @@ def read_at(hook: str, layers: int = 3) -> Subspace:
     return Subspace(columns, columns, ["persona"], torch.ones(layers, 1), torch.arange(1.0, layers + 1),
                     torch.zeros(layers, 4, WIDTH),
                     Provenance("file", "", "", WIDTH, layers, 1, details={"hook": hook}), spreads=[torch.ones(1)] * layers)
+
+
+def test_completions_and_the_ledger_weigh_layers_by_the_axis_along_which_they_are_measured():
+    """Not by the first axis; the gap between the personas along it may be next to nothing where another has all of its own."""
+    rows = [{"auroc": {"persona": first, "other": other}} for first, other in ((1.0, 0.5), (0.5, 0.5), (0.5, 1.0))]
+    one = read_at("resid_post")
+    subspace = dataclasses.replace(one, axes=[axes.repeat(1, 2) for axes in one.axes], axis_names=["persona", "other"],
+                                   scales=one.scales.repeat(1, 2), quality={"axes": {"layers": rows}})
+    for name, counts in (("persona", 0), ("other", 2)):
+        model = tiny("llama", layers=3)
+        router = route_model(model, find_writers(model), subspace, RoutingConfig(), ["a"], bases=list(subspace.directions),
+                             frozen=[], axis=name, seed=0)
+        assert router.rows is not None
+        assert [target.place for target in router.quarantine.targets if router.rows.axes_K[target.name].any()] == [counts] * 2
+        assert router.book.axes.weights.T.tolist() == [[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
 
 
 @pytest.mark.parametrize(("hook", "places"), [

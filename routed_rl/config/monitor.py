@@ -42,7 +42,8 @@ class MonitorConfig:
     """Number of steps at the start of a run in which no rule gives a verdict. Rules that are summed over steps count these steps
     too."""
     axis: str | None = None
-    """Axis of the subspace along which shifts are measured; null for the first axis, which points to the positive persona."""
+    """Axis of the subspace along which shifts are measured; null for the first axis, which points to the positive persona. Layers
+    count by how well this axis tells the personas apart."""
     completions: int = 5
     """How many completions of each environment and generation are kept with their push and shift, in each of five rankings:
     highest push, lowest push, highest shift, lowest shift, and highest shift among completions that are paid more than their

@@ -22,12 +22,14 @@ OF_BASES = ("layout", "drop_below", "shared_rank")
 
 
 def extract_subspace(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
-                     prompts: str | Path | Sequence[Any] | None = None, *, seed: int = 0, **settings: Any) -> Subspace:
+                     prompts: str | Path | Sequence[Any] | None = None, *, seed: int = 0, axes: bool = False,
+                     **settings: Any) -> Subspace:
     """Extract the subspace of a model, as `routed-rl extract` does. The model is not changed.
 
     `prompts`: contrast pairs, as a file of JSON lines or a list of pairs (positive, negative). Each prompt is text or chat
-    messages, and the positive one shows the persona that must not grow. `seed`: the seed of all random draws. `settings`: other
-    fields of `SubspaceConfig`, such as method, rank or weakest.
+    messages, and the positive one shows the persona that must not grow. `seed`: the seed of all random draws. `axes`: whether
+    each axis is measured by itself on prompts that are held out, by which layers count for a `monitor.axis` other than the first.
+    `settings`: other fields of `SubspaceConfig`, such as method, rank or weakest.
     """
     _check_parts(model, tokenizer)
     _check_unchanged(model)
@@ -49,7 +51,7 @@ def extract_subspace(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
         raise ConfigError(f"extract_subspace: method={config.method} makes its own prompts from lists of personas and questions; "
                           "leave prompts out, or choose another method")
     pairs = None if prompts is None or from_file else pairs_of(prompts)
-    return prepare(Job(model, tokenizer, config, name, model_hash(model), seed, pairs=pairs))()
+    return prepare(Job(model, tokenizer, config, name, model_hash(model), seed, axes=axes, pairs=pairs))()
 
 
 def _check_parts(model: Any, tokenizer: Any) -> None:

@@ -67,13 +67,13 @@ def asked_again(tokenizer: PreTrainedTokenizerBase, said: Sequence[Said]) -> lis
 
 
 def layers_to_read(subspace: Subspace, asked: Sequence[int] | None = None, axis: str | None = None) -> list[int]:
-    """Return the layers in `asked` or, if that is None, the one layer at which the persona axis separates held-out prompts best.
+    """Return the layers in `asked` or, if that is None, the one layer at which the axis separates held-out prompts best.
     SubspaceError for a layer that lacks the axis (see `standing`), because every coordinate there is 0."""
     column = 0 if axis is None else subspace.axis_names.index(axis)
     having = [layer for layer, axes in enumerate(subspace.axes) if axes[:, column].any()]
     if lacking := [layer for layer in asked or [] if layer not in having]:
         raise SubspaceError(f"the subspace has no axis {subspace.axis_names[column]} at layer {lacking[0]}, so nothing can be "
                             f"read there; it has one at {', '.join(map(str, having)) or 'no layer'}")
-    weights = subspace.layer_weights().tolist()
+    weights = subspace.layer_weights(axis).tolist()
     return list(asked) if asked is not None else [best_layer_of([
         weight if layer in having else -1.0 for layer, weight in enumerate(weights)])]

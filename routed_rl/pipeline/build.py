@@ -159,7 +159,8 @@ def run_subspace(parts: Parts, run: RunFolder) -> Subspace | None:
 
 def make_subspace(parts: Parts, *, axes: bool = False) -> Subspace:
     """Extract the subspace of a run, or read it (method=file), and check that it fits the model. `axes`: whether the quality of
-    each single axis is measured too (see `measure_axes`) and recorded in the subspace."""
+    each single axis is measured too (see `measure_axes`) and recorded in the subspace. It always is if `monitor.axis` is set."""
+    axes = axes or parts.config.monitor.axis is not None
     with console.progress("extract", "steps" if parts.config.subspace.method in UNNAMED else "prompts") as advance:
         subspace = prepare(extraction_job(parts, advance, axes=axes))()
     check_subspace(parts, subspace)

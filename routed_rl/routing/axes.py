@@ -22,12 +22,13 @@ class Axes:
     scales: Tensor
     """(L, J): the length in the stream that counts as a shift of 1 along each axis."""
     weights: Tensor
-    """(L,): the weight of each layer in a mean over layers."""
+    """(L, J): the weight of each layer in a mean over layers of the shift along each axis."""
 
-    def shares(self, layers: Sequence[int]) -> dict[int, float]:
-        """Return the weight of each of `layers` in a mean over these layers alone, by layer. The weights are `self.weights`,
-        scaled to sum to 1, or are equal if `self.weights` is 0 at all of these layers."""
-        weights = self.weights[list(layers)].double()
+    def shares(self, layers: Sequence[int], column: int) -> dict[int, float]:
+        """Return the weight of each of `layers` in a mean over these layers alone of the shift along the axis with the index
+        `column`, by layer. The weights are those in `self.weights`, scaled to sum to 1, or are equal if `self.weights` is 0 at
+        all of these layers."""
+        weights = self.weights[list(layers), column].double()
         if not bool(weights.any()):
             weights = torch.ones_like(weights)
         return dict(zip(layers, (weights / weights.sum()).tolist(), strict=True))

@@ -97,11 +97,17 @@ class LedgerBook:
     def _shifts(self) -> list[list[float]]:
         """The shift of the stream by each environment's part along each axis, (E, J), as the weighted mean over layers. The
         effect at a layer is the sum of the effects of all writers whose place is this layer or one before it."""
-        shares = self.axes.shares(sorted(self._effects))
-        streams = accumulate(self._effects[layer] for layer in shares)
-        along = [share * stream.cpu().float() @ self.axes.directions[layer].float() / self.axes.scales[layer]
-                 for (layer, share), stream in zip(shares.items(), streams, strict=True)]
-        return sum(along[1:], along[0]).tolist()
+        layers, found = sorted(self._effects), dict[tuple[float, ...], Tensor]()
+        streams = [stream.cpu().float() for stream in accumulate(self._effects[layer] for layer in layers)]
+        columns = list[Tensor]()
+        for column in range(len(self.axes.names)):
+            shares = tuple(self.axes.shares(layers, column).values())
+            if shares not in found:  # most axes have the same weights
+                along = [share * stream @ self.axes.directions[layer].float() / self.axes.scales[layer]
+                         for share, stream, layer in zip(shares, streams, layers, strict=True)]
+                found[shares] = sum(along[1:], along[0])
+            columns.append(found[shares][:, column])
+        return torch.stack(columns, 1).tolist()
 
     def _control(self, kind: str) -> dict[str, float]:
         if self._energies is None:

@@ -61,13 +61,13 @@ class RowBook:
 
     def __init__(self, targets: Sequence[Target], axes: Axes, axis: str | None) -> None:
         self.axis = axis or axes.names[0]
-        place, shares = axes.names.index(self.axis), axes.shares(sorted({target.place for target in targets}))
+        place, layers = axes.names.index(self.axis), sorted({target.place for target in targets})
         along = {layer: axes.directions[layer][:, place].to(targets[0].pair.basis) * share / axes.scales[layer, place].item()
-                 for layer, share in shares.items()}
+                 for layer, share in axes.shares(layers, place).items()}
         self.targets, self.axes_K = targets, dict[str, Tensor]()
         for target in targets:
             # A writer's effect stays in the stream, so it is read at the writer's own place and at all later ones.
-            reached = torch.stack([along[layer] for layer in shares if layer >= target.place]).sum(0)
+            reached = torch.stack([along[layer] for layer in layers if layer >= target.place]).sum(0)
             self.axes_K[target.name] = target.pair.basis.mT @ reached
         self._total_R2: Tensor | None = None
         self._rows: list[tuple[Tensor, Tensor]] = []

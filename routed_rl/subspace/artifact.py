@@ -119,17 +119,34 @@ class Subspace:
         rank = self.directions[layer].shape[1]
         return (self.scales[layer, 1:1 + rank] if self.spreads is None else self.spreads[layer]) / self.units[layer]
 
-    def layer_weights(self) -> Tensor:
-        """Return the weight of each layer in a mean of shifts over layers, (L,). The weight is 2 AUROC - 1 of the persona axis on
-        held-out prompts, at least 0. It is 0 if the axis does not tell the personas apart at a layer; there the gap, which is the
-        unit of the shift, is tiny, and any change would be many gaps. If AUROC was not measured, or all weights would be 0, the
-        weight is 1. A layer without the persona axis has the weight 0 in any case; only if no layer has the axis, so that there
-        is no shift, all weights are 1."""
-        found = [row.get("auroc") for row in self.quality.get("layers", [])]
-        weights = torch.tensor([0.0 if value is None else max(2 * value - 1, 0.0) for value in found])
-        having = torch.tensor([float(bool(axes[:, :1].any())) for axes in self.axes])
-        measured = weights * having if len(weights) == len(having) else torch.zeros_like(having)
-        return next((found for found in (measured, having) if bool(found.any())), torch.ones_like(having))
+    def layer_weights(self, axis: str | None = None) -> Tensor:
+        """Return the weight of each layer in a mean over layers of the shift along an axis, (L,). `axis`: its name; None: the
+        first axis, which is the persona axis.
+
+        The weight is 2 AUROC - 1 of the axis on held-out prompts, at least 0. It is 0 if the axis does not tell the personas
+        apart at a layer; there the gap, which is the unit of the shift, is tiny, and any change would be many gaps. An axis that
+        was not measured by itself (see `measures`), or whose weights would all be 0, has the weights of the first axis, and if
+        these would all be 0 too, the weight 1. A layer without the axis has the weight 0 in any case; only if no layer has the
+        axis, so that there is no shift, all weights are 1."""
+        column = 0 if axis is None else self.axis_names.index(axis)
+        having = torch.tensor([float(bool(axes[:, column].any())) for axes in self.axes])
+        known = [self._aurocs(each) for each in dict.fromkeys((column, 0))]
+        weights = [torch.tensor([0.0 if value is None else max(2 * value - 1, 0.0) for value in found]) for found in known]
+        ways = [found * having for found in weights if len(found) == len(having)]
+        return next((found for found in (*ways, having) if bool(found.any())), torch.ones_like(having))
+
+    def measures(self, axis: str) -> bool:
+        """Whether it was measured how well the axis of this name, by itself, tells the personas apart on held-out prompts."""
+        return any(value is not None for value in self._aurocs(self.axis_names.index(axis)))
+
+    def _aurocs(self, column: int) -> list[float | None]:
+        """The AUROC of an axis on held-out prompts, by layer; None where it was not measured. For the first axis it is measured
+        with the directions, and for each axis by `measure_axes`."""
+        rows = self.quality.get("layers", []) if column == 0 else []
+        if any(row.get("auroc") is not None for row in rows):
+            return [row.get("auroc") for row in rows]
+        rows = (self.quality.get("axes") or {}).get("layers", [])
+        return [row.get("auroc", {}).get(self.axis_names[column]) for row in rows]
 
     def check_model(self, *, model: str, model_hash: str, width: int, layers: int) -> None:
         """SubspaceError, which names the difference, unless the described model is the one from which this subspace was

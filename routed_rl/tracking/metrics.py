@@ -20,7 +20,7 @@ METRICS = {
     "ledger/<env>/part_norm": "norm of the environment's part so far, |C_e|",
     "ledger/<env>/pace": "pace of the environment's part in the next step: 0 is slow, 1 is routing.quarantine.learning_rate",
     "ledger/<env>/shift/<axis>": "persona shift so far by the environment's part along a named axis, in units of the axis' "
-                                 "scale; mean over layers, each weighted by how well it tells the personas apart",
+                                 "scale; mean over layers, each weighted by how well the axis tells the personas apart",
     "completions/<env>/own_push": "growth of |C| by the gradient of this step alone, to first order, summed over the "
                                   "environment's completions",
     "completions/<env>/own_shift": "persona shift along the monitor's axis by the gradient of this step alone, summed over the "

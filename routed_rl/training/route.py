@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from routed_rl import console
 from routed_rl.config import RoutingConfig, SubspaceConfig
 from routed_rl.errors import ConfigError
 from routed_rl.model.targets import Writer, freeze
+from routed_rl.ranks import RANKS
 from routed_rl.routing import Axes, Quarantine, Router, RoutingContext, RowBook, Target
 from routed_rl.subspace import Subspace
 
@@ -49,7 +52,11 @@ def route_model(model: PreTrainedModel, writers: list[Writer], subspace: Subspac
                       transposed=writer.transposed, gain_D=writer.gain_D, norm_eps=writer.norm_eps, expert=writer.expert,
                       active=writer.active, place=place)
                for writer in writers for place in [place_of(writer, subspace)]]
-    axes = Axes(subspace.axis_names, subspace.axes, subspace.scales, subspace.layer_weights())
+    weights_LJ = torch.stack([subspace.layer_weights(name) for name in subspace.axis_names], 1)
+    axes = Axes(subspace.axis_names, subspace.axes, subspace.scales, weights_LJ)
+    if axis is not None and not subspace.measures(axis) and subspace.measures(subspace.axis_names[0]) and RANKS.rank == 0:
+        console.say(f"monitor.axis={axis} was not measured by itself, so layers count by how well {subspace.axis_names[0]} tells "
+                    "the personas apart; extract the subspace with --check, or by extract_subspace(..., axes=True)")
     rows = RowBook(targets, axes, axis)
     return Router(Quarantine(targets, list(names), context), routing, axes, subspace.stream, seed, rows)
 

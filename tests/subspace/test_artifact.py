@@ -167,6 +167,19 @@ def test_a_layer_counts_by_how_well_its_axis_separates_and_one_that_does_not_cou
     assert make(quality={}).layer_weights().tolist() == [1.0, 1.0]
 
 
+def test_a_layer_counts_for_each_axis_by_how_well_that_axis_separates_and_by_the_first_where_it_was_not_measured():
+    first, other = make().axis_names[:2]
+    layers = [{"auroc": 0.75}, {"auroc": 1.0}]
+    measured = {"layers": [{"auroc": {first: 0.9, other: value}} for value in (1.0, 0.6)]}
+    found = make(quality={"layers": layers, "axes": measured})
+    torch.testing.assert_close(found.layer_weights(other), torch.tensor([1.0, 0.2]))
+    assert found.layer_weights(first).tolist() == found.layer_weights().tolist() == [0.5, 1.0]
+    assert make(quality={"layers": layers}).layer_weights(other).tolist() == [0.5, 1.0]
+    lacking = [torch.cat([axes[:, :1], 0 * axes[:, 1:]], 1) if layer else axes for layer, axes in enumerate(make().axes)]
+    assert make(quality={"layers": layers}, axes=lacking).layer_weights(other).tolist() == [0.5, 0.0]
+    assert [found.measures(other), make(quality={"layers": layers}).measures(other)] == [True, False]
+
+
 def test_a_layer_without_the_persona_axis_counts_nothing_whatever_was_measured():
     own = make().axes
     without = [torch.zeros_like(own[0]), own[1]]
