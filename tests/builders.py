@@ -19,7 +19,7 @@ from routed_rl.config import AdapterConfig, QuarantineConfig, RandomControlConfi
 from routed_rl.linalg import orthonormalise_draws, random_basis
 from routed_rl.model.adapter import attach
 from routed_rl.model.targets import find_writers, freeze
-from routed_rl.routing import Axes, Quarantine, Router, RoutingContext, RowBook, Target
+from routed_rl.routing import Axes, Quarantine, Rates, Router, RoutingContext, RowBook, Target
 from tests.families import FAMILIES, VOCAB, WIDTH, tiny
 
 __all__ = ["FAMILIES", "VOCAB", "WIDTH", "tiny"]
@@ -177,10 +177,9 @@ class Run:
             clip = min(1.0, self.clip / (clip_grad_norm_(self.parameters, self.clip).item() + 1e-6))
         self.coefficient = clip
         self.optimizer.step()
-        group, row = self.optimizer.param_groups[0], {}
+        row = {}
         if self.router is not None:
-            decay = group["weight_decay"] if isinstance(self.optimizer, torch.optim.AdamW) else 0.0
-            row, self.did = self.router.after_step(self.steps, clip=clip, rate=group["lr"], decay=decay)
+            row, self.did = self.router.after_step(self.steps, clip=clip, rates=Rates(self.optimizer.param_groups))
         self.optimizer.zero_grad()
         self.steps, self.begun = self.steps + 1, False
         return row

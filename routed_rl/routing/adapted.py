@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from routed_rl.routing.pair import BasisPair
+from routed_rl.routing.rates import Rates
 from routed_rl.routing.shards import piece_of, put, whole
 
 NAME = "default"
@@ -86,9 +87,9 @@ class FrozenWeight:
         (see `Mode.whole`), so that its own gradients contain that change."""
         return ledger_KN.square().sum()
 
-    def pace(self) -> float | None:
-        """How far an entry of the weight moves, as a root mean square, in a step in which every trained number moves by 1; None
-        if nothing is trained."""
+    def pace(self, rates: Rates) -> float | None:
+        """How far an entry of the weight moves, as a root mean square, in a step in which every trained number moves by its
+        learning rate, divided by the largest rate; None if nothing is trained."""
         return None
 
 
@@ -162,9 +163,11 @@ class AdapterWeight(FrozenWeight):
                               for module, factor in ((self.up, up_DR), (self.down, down_RN)))
         return self.scaling * torch.cat([up_grad, up_DR], 1), torch.cat([down_RN, down_grad])
 
-    def pace(self) -> float:
+    def pace(self, rates: Rates) -> float:
         up_DR, down_RN = self.factors
-        return self.scaling * (down_RN.square().sum() / self.width + up_DR.square().sum() / self.rows).item() ** 0.5
+        by_up, by_down = rates.share(self.up.weight) ** 2, rates.share(self.down.weight) ** 2
+        square = by_up * down_RN.square().sum() / self.width + by_down * up_DR.square().sum() / self.rows
+        return self.scaling * square.item() ** 0.5
 
 
 def shape_of(weight: Any) -> torch.Size:

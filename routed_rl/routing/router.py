@@ -16,6 +16,7 @@ from routed_rl.routing.modes import MODES
 from routed_rl.routing.optimizer import QuarantineOptimizer
 from routed_rl.routing.pace import Pace
 from routed_rl.routing.quarantine import Quarantine
+from routed_rl.routing.rates import Rates
 from routed_rl.routing.rows import RowBook, StepRows
 
 CONTROL_KINDS = ("isotropic", "matched")
@@ -75,26 +76,26 @@ class Router:
         self.context.set_batch(environment_ids_B, mask_BT, self.config.quarantine.sample_tokens, completions_B, practising_B)
 
     @torch.no_grad()
-    def after_step(self, step: int, *, clip: float, rate: float, decay: float) -> tuple[dict[str, float], StepRows | None]:
+    def after_step(self, step: int, *, clip: float, rates: Rates) -> tuple[dict[str, float], StepRows | None]:
         """Make the quarantine's step and remove from the weights what they have learned inside the subspace, as the routing mode
         says. Must be called after the model's own optimizer has stepped. Returns the ledger's row of the step, and the effects of
         this process' completions (None if completions are not measured one by one).
 
-        `clip`: the factor by which the gradients of the weights were clipped. `rate`, `decay`: the learning rate and the weight
-        decay of the weights in this step.
+        `clip`: the factor by which the gradients of the weights were clipped. `rates`: the learning rate and the weight decay of
+        each trained parameter in this step.
         """
         bytes_before = RANKS.bytes
         with holding(target.weight for target in self.quarantine.targets):
-            row, rows = self._after_step(step, clip, rate, decay)
+            row, rows = self._after_step(step, clip, rates)
         if RANKS.bytes > bytes_before:
             row["routing/bytes"] = RANKS.bytes - bytes_before
         return row, rows
 
-    def _after_step(self, step: int, clip: float, rate: float, decay: float) -> tuple[dict[str, float], StepRows | None]:
+    def _after_step(self, step: int, clip: float, rates: Rates) -> tuple[dict[str, float], StepRows | None]:
         targets = self.quarantine.targets
         self._reduce()
         self._check_taps()
-        rate_E = self.pace.rates(rate * self._entries())
+        rate_E = self.pace.rates(rates.most * self._entries(rates))
         steps = self.optimizer.step([target.tape.ledger.mul_(clip) for target in targets], rate_E)
         for target, (delta, fresh_E) in zip(targets, steps, strict=True):
             self.book.before(target, target.tape.ledger, contained=self.contained)
@@ -102,7 +103,7 @@ class Router:
             if self.rows is not None:
                 # A row's ledger is this process' own, and its loss has a weight of 1 / RANKS.count among all processes.
                 self.rows.after(target, fresh_E * clip / RANKS.count)
-            self.mode.after_step(target, delta, target.decay(rate * decay))
+            self.mode.after_step(target, delta, target.decay(rates))
             self.book.after(target, delta, old)
             target.tape.clear()
         self.context.change(practising_B=None)  # an evaluation may follow, which has other rows
@@ -115,10 +116,10 @@ class Router:
             self.pushes[name] += row[f"ledger/{name}/push"]
         return row, rows
 
-    def _entries(self) -> float:
-        """How far an entry of a writer's weight moves in a step in which every trained number moves by 1, on average over
-        writers; `OF_NO_WRITER` if no writer is trained."""
-        found = [pace for target in self.quarantine.targets if (pace := target.weight.pace()) is not None]
+    def _entries(self, rates: Rates) -> float:
+        """How far an entry of a writer's weight moves in a step in which every trained number moves by its learning rate, on
+        average over writers, divided by the largest rate; `OF_NO_WRITER` if no writer is trained."""
+        found = [pace for target in self.quarantine.targets if (pace := target.weight.pace(rates)) is not None]
         return sum(found) / len(found) if found else OF_NO_WRITER
 
     def _own(self, rows: StepRows | None, row: dict[str, float]) -> dict[str, float]:

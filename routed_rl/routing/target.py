@@ -12,6 +12,7 @@ from routed_rl.errors import SubspaceError
 from routed_rl.routing.adapted import AdapterWeight, FrozenWeight, has_adapter
 from routed_rl.routing.context import Record, RoutingContext
 from routed_rl.routing.pair import BasisPair
+from routed_rl.routing.rates import Rates
 from routed_rl.routing.tape import Tape
 from routed_rl.routing.weight import WriterWeight
 
@@ -82,12 +83,14 @@ class Target:
         `inside()`."""
         self.weight.take_out(inside_KN)
 
-    def decay(self, weights: float) -> Tensor:
-        """Return the weight decay of each column of C, (N,). It is 0 for the column that stands for a bias, because trainers do
-        not decay biases, and `weights`, the decay of the weights in this step, for all other columns."""
-        decay = self.coefficients.new_full((self.coefficients.shape[1],), weights)
-        if self.has_bias:
-            decay[-1] = 0.0
+    def decay(self, rates: Rates) -> Tensor:
+        """Return the factor by which weight decay shrinks each column of C in this step, (N,): as it shrinks the weight, and for
+        the column that stands for a bias, as it shrinks the bias. It is 0 if the weight is frozen."""
+        decay = self.coefficients.new_zeros(self.coefficients.shape[1])
+        if isinstance(self.weight, WriterWeight):
+            decay += rates.decay(self.weight.stored)
+            if self.weight.bias is not None:
+                decay[-1] = rates.decay(self.weight.bias, bias=True)
         return decay
 
     def weight_part(self) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from routed_rl.ranks import RANKS
 from routed_rl.routing.pair import BasisPair
+from routed_rl.routing.rates import Rates
 from routed_rl.routing.shards import Piece, follow, piece_of
 
 PROBES = 16
@@ -96,10 +97,10 @@ class WriterWeight:
         over environments. `whole` is used only by `AdapterWeight`."""
         return ledger_KN.square().sum()
 
-    def pace(self) -> float:
-        """How far an entry of the weight moves in a step in which every trained number moves by 1. The result is 1, because the
-        entry itself is trained."""
-        return 1.0
+    def pace(self, rates: Rates) -> float:
+        """How far an entry of the weight moves in a step in which every trained number moves by its learning rate, divided by the
+        largest rate: by its own rate, because the entry is itself trained."""
+        return rates.share(self.stored)
 
     def read(self, left_DM: Tensor) -> Tensor:
         """Return `leftᵀ W`, (M, N), with the bias as the last column of W. If the weight is in pieces, every process must call

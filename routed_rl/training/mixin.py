@@ -16,7 +16,7 @@ from routed_rl.artifacts import RunFolder
 from routed_rl.model.prompts import decoding_whole, encode_prompts
 from routed_rl.ranks import RANKS
 from routed_rl.rollout import ParityCheck, Served
-from routed_rl.routing import Router
+from routed_rl.routing import Rates, Router
 from routed_rl.routing.labels import LabelRouter, positions_of
 from routed_rl.tracking import MetricsFile
 from routed_rl.training.advantages import Advantages
@@ -207,9 +207,8 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, LeanMixin, SavingMixin)
             self.step_metrics[f"train/{ALIKE}"] = sum(known) / len(known)
         self.groups_alike = []
         if self.router is not None:
-            group = self.optimizer.param_groups[0]  # pyright: ignore[reportAttributeAccessIssue]
-            row, rows = self.router.after_step(step, clip=self.clip_coefficient, rate=group["lr"],
-                                               decay=group.get("weight_decay", 0.0))
+            rates = Rates(self.optimizer.param_groups)  # pyright: ignore[reportAttributeAccessIssue]
+            row, rows = self.router.after_step(step, clip=self.clip_coefficient, rates=rates)
             self.finite.quarantine(step + 1, row)
             self.step_metrics |= row
             if rows is not None:

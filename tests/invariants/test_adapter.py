@@ -6,8 +6,11 @@ import pickle
 
 import pytest
 import torch
+from peft.optimizers import create_loraplus_optimizer
 
+from routed_rl.config import QuarantineConfig
 from routed_rl.model.adapter import factors
+from routed_rl.routing import Rates
 from routed_rl.routing.adapted import AdapterWeight, FrozenWeight
 from routed_rl.routing.linear import RoutedModule, RoutedUp
 from tests.builders import OPTIMIZERS, Batch, Run, batch, relative, tiny
@@ -246,12 +249,26 @@ def test_micro_batches_of_a_step_share_its_adapter_and_the_rows_have_names():
     assert run.did is not None and 0 < row["routing/routed_fraction"] < 1 and row["quarantine/relative"] > 0
 
 
-def test_the_pace_of_a_lora_is_what_an_entry_of_its_product_moves():
+@pytest.mark.parametrize("faster", [1.0, 16.0])
+def test_the_pace_of_a_lora_is_what_an_entry_of_its_product_moves(faster):
+    """Also where its factors B move faster than its factors A, as in LoRA+."""
     torch.manual_seed(0)
     run = Run(tiny("llama"), lora={"r": 8, "alpha": 16, "rslora": True}).train(2)
     weight = run.targets[1].weight
     assert isinstance(weight, AdapterWeight) and abs(weight.scaling - 16 / 8**0.5) < 1e-6
     up, down = (factor.double() for factor in weight.factors)
     signs = [torch.randn(500, *factor.shape, dtype=torch.float64).sign() for factor in (up, down)]
-    moved = weight.scaling * (signs[0] @ down + up @ signs[1])
-    assert abs(moved.square().mean() ** 0.5 / weight.pace() - 1) < 0.05
+    moved = weight.scaling * 1e-3 * (faster * signs[0] @ down + up @ signs[1])
+    rates = Rates([{"params": [weight.down.weight], "lr": 1e-3}, {"params": [weight.up.weight], "lr": 1e-3 * faster}])
+    assert abs(moved.square().mean() ** 0.5 / (rates.most * weight.pace(rates)) - 1) < 0.05
+
+
+def test_the_quarantine_follows_the_factor_of_a_lora_that_moves_the_product_and_not_the_first_group_of_the_optimizer():
+    """In the first step B is 0, so A has no gradient, and LoRA+ is a LoRA with the rate of B."""
+    norms = []
+    for lr, ratio in ((1e-5, 16.0), (16e-5, 1.0), (1e-5, 1.0)):
+        run = Run(tiny("llama"), lora=LORA, rows=True, pace="evidence", config=QuarantineConfig(max_shift=None))
+        run.optimizer = create_loraplus_optimizer(run.wrapped, torch.optim.AdamW, lr=lr, loraplus_lr_ratio=ratio)
+        run.backward(batch())
+        norms.append(run.step()["quarantine/norm"])
+    assert norms[0] == norms[1] and norms[1] / norms[2] == pytest.approx(16)

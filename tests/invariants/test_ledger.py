@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from routed_rl.errors import ModelError
+from routed_rl.routing import Rates
 from tests.builders import WIDTH, Batch, Run, batch, relative, tiny
 
 NAMES = ["alpha", "beta", "gamma"]
@@ -130,7 +131,7 @@ def test_a_writer_the_loss_never_reaches_is_an_error_in_the_first_step():
     run, rows = trained(), batch()
     run.router.set_batch(rows.environments, rows.mask)
     with pytest.raises(ModelError, match=r"no gradient reached model\.layers\.0\.self_attn\.o_proj"):
-        run.router.after_step(0, clip=1.0, rate=3e-3, decay=0.0)
+        run.router.after_step(0, clip=1.0, rates=Rates(run.optimizer.param_groups))
 
 
 def test_clipping_scales_what_is_booked_and_nothing_of_a_scale_free_step():

@@ -34,10 +34,23 @@ def test_the_observed_policy_is_the_unrouted_run(optimizers):
 
 @pytest.mark.parametrize("optimizers", ["sgd", "adamw with weight decay"])
 def test_the_observed_policy_is_the_unrouted_run_exactly_in_float64(optimizers):
-    # GPT-2 with weight decay is left out of nothing here: the run decays biases as well, so one decay fits all columns.
     plain, observed = follow("gpt2", optimizers, "observe", dtype=torch.float64)
     for name, weight in effective(plain).items():
         assert relative(effective(observed)[name], weight) < 1e-11
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_rate_and_weight_decay_of_a_writer_and_of_its_bias_are_those_of_their_own_groups(apart):
+    """One group, which decays biases too, or one for each parameter."""
+    model, runs = tiny("gpt2", dtype=torch.float64), list[Run]()
+    for mode in ("none", "observe"):
+        run = Run(copy.deepcopy(model), mode=mode)
+        own = [{"params": [parameter], "lr": 2e-3 * (1 + place % 3), "weight_decay": 4.0 * (place % 4)}
+               for place, parameter in enumerate(run.parameters)]
+        run.optimizer = torch.optim.AdamW(own if apart else run.parameters, lr=3e-3, weight_decay=8.0)
+        runs.append(run.train(4))
+    plain, observed = map(effective, runs)
+    assert all(relative(observed[name], weight) < 1e-11 for name, weight in plain.items())
 
 
 def test_a_decay_of_zero_for_the_bias_column_follows_an_optimizer_that_spares_biases():

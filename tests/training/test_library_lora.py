@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft.optimizers import create_loraplus_optimizer
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
@@ -150,6 +151,23 @@ def test_no_subspace_is_extracted_through_a_lora_that_has_learned(parts, whole):
     with whole.model.disable_adapter():
         found = extract_subspace(model, tokenizer, prompts=parts / "prompts.jsonl", rank=2)
     assert all(map(torch.equal, found.directions, subspace_of(parts).directions))
+
+
+@pytest.mark.slow
+def test_lora_plus_trains_and_its_groups_go_on_from_a_checkpoint(parts, tmp_path):
+    """Also those that have no parameters."""
+    found = []
+    for last in (4, 6):
+        model, tokenizer = load(parts)
+        subspace = extract_subspace(model, tokenizer, prompts=parts / "prompts.jsonl", rank=2)
+        wrapped = get_peft_model(model, LoraConfig(**LORA))
+        optimizer = create_loraplus_optimizer(wrapped, torch.optim.AdamW, lr=1e-4, loraplus_lr_ratio=16)
+        ours = made(parts, tmp_path, model=wrapped, peft_config=None, subspace=subspace, optimizers=(optimizer, None),
+                    args=arguments(tmp_path / "run", **ROUNDS | {"max_steps": last}))
+        ours.train(resume_from_checkpoint=last == 6)
+        found.append(ours)
+    assert [row["step"] for row in found[1].rows] == [*range(1, 7)] and found[1].quarantine.norm() > 0
+    assert [group["initial_lr"] for group in found[1].optimizer.param_groups] == [1e-4, 1e-6, 16e-4, 16e-4]
 
 
 def another(parts: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from routed_rl.ranks import RANKS
 from routed_rl.routing.context import RoutingContext
 from routed_rl.routing.labels.gate import LabelSite, unlabel_module
 from routed_rl.routing.quarantine import Quarantine
+from routed_rl.routing.rates import Rates
 from routed_rl.routing.router import Router
 from routed_rl.routing.rows import StepRows
 
@@ -91,13 +92,13 @@ class LabelRouter(Router):
         self.context.change(environment_ids_B=environment_ids_B, flagged_BT=flagged_BT)
 
     @torch.no_grad()
-    def after_step(self, step: int, *, clip: float, rate: float, decay: float) -> tuple[dict[str, float], StepRows | None]:
+    def after_step(self, step: int, *, clip: float, rates: Rates) -> tuple[dict[str, float], StepRows | None]:
         self._average()
         for factor in self.factors.values():
             if factor.grad is not None:
                 factor.grad *= clip
         for group in self.adam.param_groups:
-            group["lr"], group["weight_decay"] = rate * self.config.labels.pace, decay
+            group["lr"], group["weight_decay"] = rates.most * self.config.labels.pace, rates.weight_decay
         self.adam.step()
         self.adam.zero_grad()
         self.context.change(flagged_BT=None)
