@@ -24,8 +24,8 @@ QUARANTINE = "quarantine.safetensors"
 LOOP = "loop.pt"
 LOOP_SHAPE = {"micro_step": int, "buffered": list[dict[str, Any]] | None, "shape": list[int], "scored": dict[str, int],
               "failed": dict[str, int], "completions": dict[str, Any], "groups": dict[str, int],
-              "ahead": dict[str, Any] | None}
-OPTIONAL = {"groups", "ahead"}
+              "ahead": dict[str, Any] | None, "origin": dict[str, str] | None}
+OPTIONAL = {"groups", "ahead", "origin"}
 """The keys of `LOOP_SHAPE` that not every run writes."""
 
 

@@ -26,7 +26,7 @@ from routed_rl.evaluate import evaluate
 from routed_rl.model.load import load_tokenizer
 from routed_rl.pipeline.build import Parts, load_parts, make_router, take_checkpoint
 from routed_rl.pipeline.engines import adapters_for, check_served
-from routed_rl.pipeline.record import read_config
+from routed_rl.pipeline.record import read_config, tell, write_config
 from routed_rl.report.run_page import write_report
 from routed_rl.subspace import Subspace
 from routed_rl.tracking import METRICS, MetricsFile
@@ -441,3 +441,15 @@ def test_an_audit_of_a_lora_measures_base_deployed_model_and_policy_and_what_eac
             assert carried == pytest.approx(value - found["models"]["base"][name], abs=1e-9)
     assert list(found["groups"]["layer"]) == ["layer 0", "layer 1"]
 
+
+
+def test_a_run_goes_on_only_from_the_model_with_which_it_began_in_mode_none_too(parts, tmp_path):
+    """The weights below a LoRA are in no checkpoint."""
+    run, config = RunFolder(tmp_path / "run"), lora_config(parts, tmp_path / "run", "none")
+    run.path.mkdir()
+    write_config(run, config, [])
+    tell(run, {"model_hash": "0" * 64})
+    written = {path.name: path.read_bytes() for path in run.path.iterdir()}
+    with pytest.raises(CheckpointError, match=r"model is not the base model of .*run: .* began with 000000000000; put that model b"):
+        pipeline.resume(str(run.path), [], lambda _: config)
+    assert written == {path.name: path.read_bytes() for path in run.path.iterdir()}

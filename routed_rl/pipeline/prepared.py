@@ -53,6 +53,8 @@ def prepared(config: Config, run: RunFolder, before: RunFolder | None = None, *,
     transformers_logging.set_verbosity_error()
     check_names(config, run, before)
     plan, parts = make_plan(config, run), load_parts(config)
+    if (begun := before or run).manifest.exists():
+        record.require_base(begun, config, parts.hash)
     check_served(parts)
     check_detector(parts)
     try_out(plan, parts.model, parts.tokenizer)

@@ -12,7 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from routed_rl.artifacts import RunFolder, read_json, step_of
-from routed_rl.checkpoint import going_on_from, load_loop, load_quarantine, loop_file, save_loop, save_quarantine, writing
+from routed_rl.checkpoint import (
+    QUARANTINE,
+    going_on_from,
+    load_loop,
+    load_quarantine,
+    loop_file,
+    save_loop,
+    save_quarantine,
+    writing,
+)
 from routed_rl.model.adapter import is_adapted, plain, save_adapter
 from routed_rl.model.load import write_generation_config
 from routed_rl.model.metadata import family_metadata
@@ -42,8 +51,8 @@ class SavingMixin:
     finite: FiniteCheck
     reward: Rows
     origin: dict[str, str] | None = None
-    """Metadata about the start of the run, such as the hash of the model, which the quarantine's file gets as well. None: nothing
-    is added."""
+    """Metadata about the start of the run, such as the hash of the model, which a checkpoint holds beside the state of the loop
+    and in the quarantine's file. None: nothing is added."""
     ahead: Ahead | None = None
     """The object that requests the next generation in advance if `rollout.ahead` is set; None otherwise."""
     optimizer_names: list[list[str]]
@@ -104,8 +113,8 @@ class SavingMixin:
             finally:
                 self._checkpoint_root = None
             save_loop(folder, {"micro_step": self._step, "buffered": self._buffered_inputs, "shape": self._loop_shape(),
-                               "ahead": self.ahead.state() if self.ahead is not None else None, **self.reward.state()},
-                      RANKS.rank)
+                               "ahead": self.ahead.state() if self.ahead is not None else None, "origin": self.origin,
+                               **self.reward.state()}, RANKS.rank)
             RANKS.wait()  # The first process seals it after all have written.
             if RANKS.rank == 0:
                 stock = next(folder.glob("checkpoint-*"))
@@ -125,6 +134,8 @@ class SavingMixin:
             write_generation_config(model, folder)
         if self.router is not None:
             save_quarantine(folder, self.router, trainer.state.global_step, family_metadata(plain(model)) | (self.origin or {}))
+        elif RANKS.rank == 0:
+            (folder / QUARANTINE).unlink(missing_ok=True)  # another run's, which a reader would take for this model's
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         trainer: Any = self

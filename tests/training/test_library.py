@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,12 +19,13 @@ from trl import GRPOTrainer
 
 import routed_rl
 from routed_rl import MonitorConfig, RoutedRLError, RoutingConfig, RuleConfig
-from routed_rl.artifacts import RunFolder
+from routed_rl.artifacts import LOCK, RunFolder, alone_in, broken_seal
 from routed_rl.envs import Score
 from routed_rl.pipeline.build import load_parts
 from routed_rl.tracking import MetricsFile
 from routed_rl.training.completions import CompletionFiles
 from routed_rl.training.lean.passes import PASS_COST
+from routed_rl.training.library.folder import check_place
 from routed_rl.training.library.labelled import LabelledRows
 from routed_rl.training.plan import make_plan
 from routed_rl.training.resuming import take_schedule, use_rates
@@ -54,6 +56,9 @@ def test_mode_none_is_trl_bit_for_bit(parts, tmp_path):
     plain = GRPOTrainer(model, [right, short], arguments(tmp_path / "plain", **settings), rows(), processing_class=tokenizer)
     plain.train()
     before, theirs = load(parts)[0].state_dict(), model.state_dict()
+    (tmp_path / "ours" / "quarantine.safetensors").write_bytes(b"another run's, which would pass for this model's")
+    ours.save_model()
+    assert (tmp_path / "ours" / "model.safetensors").exists() and not (tmp_path / "ours" / "quarantine.safetensors").exists()
     assert all(value.equal(ours.model.state_dict()[key]) for key, value in theirs.items())
     assert any(not value.equal(before[key]) for key, value in theirs.items()) and ours.quarantine is None
     logged = [{key: value for key, value in row.items() if "environment/" not in key and "time" not in key and "/s" not in key}
@@ -155,6 +160,37 @@ def test_neither_the_base_model_is_saved_over_nor_the_quarantine_uploaded(parts,
     assert (parts / "model" / "model.safetensors").read_bytes() == before
     with pytest.raises(RoutedRLError, match="would upload the checkpoints too, with the quarantine in them; push the fol"):
         made.push_to_hub()
+
+
+def test_no_model_is_saved_into_a_sealed_folder_or_beside_an_adapter_that_would_be_loaded_instead(whole, tmp_path):
+    made, _ = whole
+    checkpoint = RunFolder(made.args.output_dir).checkpoint(6)
+    with pytest.raises(RoutedRLError, match=r"step-6'\) would change a folder that is sealed, such as a checkpoint .*give another"):
+        made.save_model(str(checkpoint))
+    assert broken_seal(checkpoint) is None
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(RoutedRLError, match=r"whole model beside an adapter \(adapter_config.json\), .*; give another folder"):
+        made.save_model(str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter_config.json"]
+    check_place(tmp_path, adapted=True)
+
+
+def test_one_process_trains_into_a_folder_at_a_time_and_one_after_another_may(whole, monkeypatch):
+    """The first process of a launch holds the lock for all of them."""
+    made, _ = whole
+    out = Path(made.args.output_dir)
+    with alone_in(out):
+        with pytest.raises(RoutedRLError, match=r"run is being written by .*; wait until that has ended, or end it"):
+            made.train(resume_from_checkpoint=True)
+        monkeypatch.setattr("routed_rl.training.library.folder.RANKS", SimpleNamespace(rank=1))
+        with made.folder.alone():
+            pass
+    monkeypatch.undo()
+    held = list[bool]()
+    monkeypatch.setattr(made.folder, "begin_from", lambda *_: held.append((out / LOCK).exists()) or made.folder.begin())
+    with pytest.raises(RoutedRLError, match="holds a run already"):
+        made.train(resume_from_checkpoint=True)
+    assert held == [True] and not (out / LOCK).exists()
 
 
 def test_gradients_that_a_script_computes_after_training_enter_no_ledger(whole):

@@ -17,7 +17,9 @@ from transformers import AutoModelForCausalLM
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from routed_rl import RoutedGRPOTrainer, RoutedRLError, RoutedRLOOTrainer, RoutingConfig, extract_subspace
+from routed_rl.checkpoint import save_loop
 from routed_rl.model.adapter import factors
+from routed_rl.training.library.origin import check_origin
 from tests.builders import relative
 from tests.library import PLAIN, arguments, load, right, rows, subspace_of, trainer
 from tests.parts import write_parts
@@ -199,6 +201,36 @@ def test_a_checkpoint_of_another_origin_is_refused_and_nothing_removed(parts, wh
     with pytest.raises(RoutedRLError, match=message):
         again.train(resume_from_checkpoint=True)
     assert written == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("given", [{"peft_config": LoraConfig(**LORA)}, {"beta": 0.1}])
+def test_in_mode_none_too_the_model_that_stays_must_be_the_one_with_which_the_run_began(parts, tmp_path, given):
+    """Below a LoRA, or as the reference; no checkpoint has its weights."""
+    def again(last: int, **model: Any) -> Any:
+        args = arguments(tmp_path / "run", max_steps=last, save_steps=1, beta=given.get("beta", 0.0))
+        lora = {"peft_config": given.get("peft_config")}
+        return trainer(parts, tmp_path, args=args, routing=PLAIN, subspace=None, **lora, **model)
+
+    again(1).train()
+    with pytest.raises(RoutedRLError, match=r"step-1 is of a run that began from another model \(weights .*; give that model"):
+        again(2, model=another(parts)["model"]).train(resume_from_checkpoint=True)
+    ours = again(2)
+    ours.train(resume_from_checkpoint=True)
+    assert [row["step"] for row in ours.rows] == [1, 2]
+
+
+def test_a_checkpoint_says_from_which_model_its_run_began_also_without_a_quarantine(tmp_path):
+    loop = {"micro_step": 1, "buffered": None, "shape": [1, 1, 1], "scored": {}, "failed": {}, "completions": {}}
+    for origin in ({"model_hash": "a" * 64}, None):
+        save_loop(tmp_path, loop | {"origin": origin})
+        check_origin(tmp_path, None, "a" * 64, None)
+        check_origin(tmp_path, None, None, None)
+        if origin:
+            with pytest.raises(RoutedRLError, match=r"began from another model \(weights aaaaaaaaaaaa, here bbbbbbbbbbbb\)"):
+                check_origin(tmp_path, None, "b" * 64, None)
+    save_loop(tmp_path, loop)  # an older version's
+    check_origin(tmp_path, None, "b" * 64, None)
 
 
 @pytest.mark.slow

@@ -2,12 +2,14 @@
 it, but without the files that hold the commands' settings."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Literal
 
-from routed_rl.artifacts import RunFolder, step_of
+from routed_rl.artifacts import ADAPTER_CONFIG, SEAL, RunFolder, alone_in, step_of
 from routed_rl.artifacts.run import damage
 from routed_rl.errors import CheckpointError, RunFolderError
+from routed_rl.ranks import RANKS
 from routed_rl.tracking import MetricsFile
 from routed_rl.training.completions import forget_after
 
@@ -24,6 +26,11 @@ class LibraryFolder(RunFolder):
     def base_for(self, path: str) -> str:
         """Return `path`. A folder `base` in `args.output_dir` is not read, because only the commands store a base model there."""
         return path
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Inside the block, no other process can train into this folder, as with the commands. The first process of a launch
+        holds the lock for all of them. RunFolderError, which names the other process, if one trains here already."""
+        return alone_in(self.path) if RANKS.rank == 0 else nullcontext()
 
     def begin(self) -> None:
         """Make the folder for a new run. RunFolderError if it holds a run already, because a run is never overwritten."""
@@ -69,3 +76,15 @@ class LibraryFolder(RunFolder):
             raise CheckpointError(f"args.output_dir={self.path} has no whole checkpoint{why}; call train() without "
                                   f"resume_from_checkpoint{another}")
         return newest
+
+
+def check_place(folder: Path, *, adapted: bool) -> None:
+    """RunFolderError if a model must not be saved into `folder`: the folder is sealed, such as a checkpoint, or it holds an
+    adapter, which `from_pretrained` would load instead of a whole model. `adapted`: whether the model that is saved is an
+    adapter."""
+    if (folder / SEAL).exists():
+        raise RunFolderError(f"save_model({str(folder)!r}) would change a folder that is sealed, such as a checkpoint or what "
+                             "`routed-rl discard` wrote; give another folder")
+    if not adapted and (folder / ADAPTER_CONFIG).exists():
+        raise RunFolderError(f"save_model({str(folder)!r}) would save a whole model beside an adapter ({ADAPTER_CONFIG}), which "
+                             "would be loaded instead; give another folder")

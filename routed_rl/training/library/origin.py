@@ -8,7 +8,7 @@ from typing import Any
 from safetensors import safe_open
 
 from routed_rl.artifacts import ADAPTER_CONFIG, read_json
-from routed_rl.checkpoint import QUARANTINE, going_on_from
+from routed_rl.checkpoint import QUARANTINE, going_on_from, load_loop
 from routed_rl.errors import CheckpointError
 from routed_rl.routing import Router
 
@@ -23,7 +23,7 @@ def check_origin(checkpoint: Path, router: Router | None, model_hash: str | None
     """CheckpointError if the run of a checkpoint had another routing mode or other bases than `router` (None: mode `none`), began
     from a model of another hash than `model_hash` (None: not known), or trained a LoRA with another scaling than `lora`, PEFT's
     settings (None: no LoRA)."""
-    stored, mode = _metadata(checkpoint / QUARANTINE), router.config.mode if router is not None else "none"
+    stored, mode = _metadata(checkpoint), router.config.mode if router is not None else "none"
     if (had := stored.get("mode", "none")) != mode:
         raise CheckpointError(f"{checkpoint} is of a run with routing.mode={had}, and this trainer has routing.mode={mode}; give "
                               "the same mode, or set another args.output_dir")
@@ -43,10 +43,10 @@ def check_origin(checkpoint: Path, router: Router | None, model_hash: str | None
                                       f"{name}={getattr(lora, name)}; give the same one, or set another args.output_dir")
 
 
-def _metadata(file: Path) -> dict[str, str]:
-    """Return the metadata of a checkpoint's quarantine; empty if the run had none."""
-    if not file.exists():
-        return {}
+def _metadata(checkpoint: Path) -> dict[str, str]:
+    """Return the metadata of a checkpoint's quarantine, or, if the run had none, what the checkpoint says of the run's start."""
+    if not (file := checkpoint / QUARANTINE).exists():
+        return (load_loop(checkpoint) or {}).get("origin") or {}
     with going_on_from(file), safe_open(file, "pt") as opened:
         return opened.metadata() or {}
 

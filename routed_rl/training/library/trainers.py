@@ -14,6 +14,8 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from routed_rl.config import AUTO, MonitorConfig, RoutingConfig, SubspaceConfig
 from routed_rl.errors import ConfigError, ModelError
+from routed_rl.model.adapter import is_adapted
+from routed_rl.model.weights import model_hash
 from routed_rl.monitor import Blame, Monitor, Verdict, blame
 from routed_rl.routing import Quarantine
 from routed_rl.routing.adapted import NAME
@@ -28,7 +30,7 @@ from routed_rl.training.library.checks import (
     groups_of,
 )
 from routed_rl.training.library.datasets import check_datasets, check_prompts, environments_of, functions_of
-from routed_rl.training.library.folder import LibraryFolder
+from routed_rl.training.library.folder import LibraryFolder, check_place
 from routed_rl.training.library.labelled import LabelledRows
 from routed_rl.training.library.messages import named_as_arguments
 from routed_rl.training.library.model import GivenModel, name_of, path_of, route_given
@@ -88,6 +90,8 @@ class LibraryMixin(LibrarySeams):
         if subspace is not None and routing.mode != "none":
             self.origin = {"model_hash": subspace.provenance.model_hash}  # that of the model, or it is refused below
         given = GivenModel.load(model, trl.pop("peft_config", None), arguments)
+        if routing.mode == "none" and (given.lora is not None or arguments.beta):  # else a checkpoint has all that is needed
+            self.origin = {"model_hash": model_hash(given.plain)}
         given.check_optimizers(trl.get("optimizers"))
         self._makes_optimizer = not any(trl.get("optimizers") or ())
         processing_class = processor_of(processing_class, given.plain, arguments, given.revision)
@@ -145,23 +149,28 @@ class LibraryMixin(LibrarySeams):
             metrics.clear()  # those of a step that an exception has ended, when a script goes on with the same trainer
         if self._makes_optimizer:
             trainer.optimizer = None  # it is made anew, by the settings that `args` has now
-        start = None
-        if resume_from_checkpoint:
-            start, halts = self.folder.begin_from(resume_from_checkpoint, trainer.args.max_steps, self._check_origin)
-            if self.watch is not None:
-                self.watch.replay(self.rows, halts)
-        else:
-            self.folder.begin()
-        try:
-            with named_as_arguments(trainer.args):
-                found = super().train(start and str(start), *args, **kwargs)
-        finally:
-            if self.router is not None:
-                self.router.context.end_step()
+        with self.folder.alone():
+            start = self._begin(resume_from_checkpoint)
+            try:
+                with named_as_arguments(trainer.args):
+                    found = super().train(start and str(start), *args, **kwargs)
+            finally:
+                if self.router is not None:
+                    self.router.context.end_step()
         if not trainer.state.global_step:
             raise ConfigError("no step was made, because train_dataset gave fewer prompts than a generation takes, "
                               f"{trainer.args.generation_batch_size // trainer.num_generations}; give more rows")
         return found
+
+    def _begin(self, resume_from_checkpoint: str | Path | bool | None) -> Path | None:
+        """Prepare the folder of the run, and return the checkpoint from which training goes on; None if it begins."""
+        trainer: Any = self
+        if not resume_from_checkpoint:
+            return self.folder.begin()
+        start, halts = self.folder.begin_from(resume_from_checkpoint, trainer.args.max_steps, self._check_origin)
+        if self.watch is not None:
+            self.watch.replay(self.rows, halts)
+        return start
 
     def _check_origin(self, checkpoint: Path) -> None:
         trainer: Any = self
@@ -170,7 +179,9 @@ class LibraryMixin(LibrarySeams):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the deployed model, which stock transformers can read, and beside it `quarantine.safetensors`, into `output_dir`,
-        or into `args.output_dir` if `output_dir` is None. ModelError if the model was loaded from this folder. ModelError inside
+        or into `args.output_dir` if `output_dir` is None. In mode `none` there is no quarantine, and an older
+        `quarantine.safetensors` in the folder is removed. ModelError if the model was loaded from this folder. RunFolderError if
+        the folder is sealed, or holds an adapter that would be loaded instead of the model. ModelError inside
         `quarantine.scaled()` and `kept()`, because the quarantine there is not the one that was learned."""
         trainer: Any = self
         if self.quarantine is not None and self.quarantine.replaced:
@@ -181,6 +192,8 @@ class LibraryMixin(LibrarySeams):
         if base and folder.is_dir() and folder.resolve() == Path(base).resolve():
             raise ModelError(f"save_model({str(folder)!r}) would overwrite the model from which the training began; give another "
                              "folder")
+        if not _internal_call:
+            check_place(folder, adapted=is_adapted(trainer.model))
         super().save_model(output_dir, _internal_call)
         if not _internal_call:
             self._save_beside(folder)
