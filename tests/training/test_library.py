@@ -152,14 +152,12 @@ def test_what_is_saved_is_the_deployed_model_with_its_quarantine(whole, tmp_path
     assert all(value.equal(stored[key]) for key, value in made.quarantine.state_dict().items())
 
 
-def test_neither_the_base_model_is_saved_over_nor_the_quarantine_uploaded(parts, whole):
+def test_the_base_model_is_not_saved_over(parts, whole):
     made, _ = whole
     before = (parts / "model" / "model.safetensors").read_bytes()
     with pytest.raises(RoutedRLError, match=r"save_model\('.*/model'\) would overwrite the model from which the training began"):
         made.save_model(str(parts / "model"))
     assert (parts / "model" / "model.safetensors").read_bytes() == before
-    with pytest.raises(RoutedRLError, match="would upload the checkpoints too, with the quarantine in them; push the fol"):
-        made.push_to_hub()
 
 
 def test_no_model_is_saved_into_a_sealed_folder_or_beside_an_adapter_that_would_be_loaded_instead(whole, tmp_path):

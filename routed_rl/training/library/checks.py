@@ -21,7 +21,7 @@ ALONE = {
     "fsdp": "one process holds the whole model; the command cuts it up: routed-rl train launch=fsdp2",
     "deepspeed": "one process holds the whole model; the command cuts it up: routed-rl train launch=zero2",
     "remove_unused_columns": "it drops the column that names the environment",
-    "push_to_hub": "push the folder that save_model writes",
+    "push_to_hub": "it would upload the checkpoints, with the quarantine in them; call trainer.push_to_hub() after the training",
     "bf16_full_eval": "an evaluation would cast the weights themselves; set bf16=True, which computes in bfloat16",
     "fp16_full_eval": "an evaluation would cast the weights themselves; set bf16=True, which computes in bfloat16",
 }

@@ -3,13 +3,14 @@ leaves rollouts and rewards to TRL, and only records the rows and their rewards.
 
 import os
 import traceback
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import trl
 from torch import Tensor
 
-from routed_rl.errors import ConfigError, TaskError
+from routed_rl.errors import TaskError
+from routed_rl.training.library.hub import push
 from routed_rl.training.library.labelled import LabelledRows, scores_of
 from routed_rl.training.mixin import RoutedTrainerMixin
 
@@ -63,9 +64,15 @@ class LibrarySeams(RoutedTrainerMixin):
         best = super()._determine_best_metric(*args, **given)  # pyright: ignore[reportAttributeAccessIssue]
         return best or (self.watch is not None and bool(self.watch.halting))
 
-    def push_to_hub(self, *args: Any, **given: Any) -> NoReturn:
-        raise ConfigError("trainer.push_to_hub() would upload the checkpoints too, with the quarantine in them; push the folder "
-                          "that trainer.save_model(FOLDER) writes, without its quarantine.safetensors")
+    def push_to_hub(self, commit_message: str | None = "End of training", blocking: bool = True, token: str | None = None,
+                    revision: str | None = None, **card: Any) -> Any:
+        """Upload the deployed model, without its quarantine and with a model card, to the repository `args.hub_model_id`, or to
+        one with the name of the folder `args.output_dir`, which is made if it does not exist. The upload is one commit, and is
+        waited for. `token`: None for `args.hub_token`, or that of `hf auth login`. `revision`: the branch; None for
+        `args.hub_revision`. `card`: `model_name`, `dataset_name`, `tags`, `license` and `language` of the card. Returns the hub's
+        information on the commit. ConfigError if the model is a LoRA on a model that is not on the hub. HubError if the hub does
+        not take it."""
+        return push(self, commit_message, blocking=blocking, token=token, revision=revision, **card)
 
     def _run_epoch(self, *args: Any, **given: Any) -> None:
         """Before the first epoch of a resumed training, draw the orders of all earlier epochs. TRL's sampler draws one order of
