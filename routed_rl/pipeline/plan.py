@@ -14,8 +14,9 @@ from routed_rl.pipeline.build import Parts
 from routed_rl.pipeline.launched import commands
 from routed_rl.pipeline.memory import trained_by_adapter
 from routed_rl.pipeline.moments import memory_lines
-from routed_rl.training.generations import completions_per_step
+from routed_rl.training.generations import completions_per_step, last_generation, prompts_needed
 from routed_rl.training.plan import Plan
+from routed_rl.training.practice import groups_of, idle
 from routed_rl.training.trainers import TrainerArguments
 
 SHARE_OF_PEAK = 0.4
@@ -45,6 +46,9 @@ def show_plan(parts: Parts, plan: Plan, *, account: bool = False) -> None:
     say(f"routing       {routing_sentence(config)}")
     if config.routing.mode == "route":
         say(f"practice      {practice_sentence(config)}")
+        groups = groups_of(parts.trained, prompts_needed(arguments) * config.launch.world)
+        if nobody := idle(config.routing, last_generation(arguments), groups):
+            say(f"{'':13} {nobody}")
     minutes = "" if model.device.type == "meta" else (
         f", about {estimate_minutes(config, parts, arguments):.1f} minutes with evaluation")
     rollouts = completions_per_step(arguments) * config.launch.world

@@ -71,6 +71,11 @@ def steps_of_a_generation(arguments: TrainerArguments) -> int:
     return max(steps // arguments.gradient_accumulation_steps, 1)
 
 
+def last_generation(arguments: TrainerArguments) -> int:
+    """Return the step after which the run makes its last generation; 0 if it makes a single one, before its first step."""
+    return max(arguments.max_steps - 1, 0) // steps_of_a_generation(arguments) * steps_of_a_generation(arguments)
+
+
 def completions_per_step(arguments: TrainerArguments) -> int:
     """Return from how many completions, of all processes together, one optimizer step learns."""
     return arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size

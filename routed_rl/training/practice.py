@@ -1,7 +1,7 @@
 """Practice: the deployed model, which has no quarantine, rolls out and learns a share of the groups. A group that practises
 changes only the model's weights, outside the subspace. It changes neither the ledger nor the quarantine."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from math import floor
 from typing import Any, Protocol
@@ -77,16 +77,41 @@ def check_practice(config: Config, environments: Sequence[LoadedEnvironment], pr
     settings = config.routing.practice
     if not config.routing.practises:
         return
-    names, listed = [loaded.name for loaded in environments], settings.environments
-    check_practising(config.routing, names)
+    check_practising(config.routing, [loaded.name for loaded in environments])
     if settings.asked or settings.share != type(settings)().share:
-        chosen = names if isinstance(listed, str) else listed
-        largest = {loaded.name: max(weight for _, weight in loaded.weights) for loaded in environments}
-        for loaded in environments:  # an upper bound if shares change
-            groups = prompts * largest[loaded.name] / (sum(largest.values()) or 1.0)
-            if loaded.name in chosen and groups * settings.share < 1:
-                raise ConfigError(f"routing.practice.share={settings.share} lets no whole group of {loaded.name} practise, "
-                                  f"because it has only {groups:.0f} in this run; raise it, or set it to 0")
+        for name, groups in too_few(config.routing, groups_of(environments, prompts)).items():
+            raise ConfigError(f"routing.practice.share={settings.share} lets no whole group of {name} practise, "
+                              f"because it has only {groups:.0f} in this run; raise it, or set it to 0")
+
+
+def groups_of(environments: Sequence[LoadedEnvironment], prompts: int) -> dict[str, float]:
+    """Return how many of a run's groups, `prompts` in all, belong to each environment; at most so many if shares change."""
+    largest = {loaded.name: max(weight for _, weight in loaded.weights) for loaded in environments}
+    return {name: prompts * weight / (sum(largest.values()) or 1.0) for name, weight in largest.items()}
+
+
+def too_few(routing: RoutingConfig, groups: Mapping[str, float]) -> dict[str, float]:
+    """Return those of `groups`, the number of groups of each environment in a run, of which not one would practise although the
+    settings let the environment practise."""
+    settings = routing.practice
+    chosen = groups if isinstance(settings.environments, str) else settings.environments
+    return {name: count for name, count in groups.items() if name in chosen and count * settings.share < 1}
+
+
+def idle(routing: RoutingConfig, last: int, groups: Mapping[str, float]) -> str:
+    """Say in a sentence which environments practise in no step of a run, because the run is too small; "" if the settings let
+    none practise, or if the run is large enough. `last`: the step after which the run makes its last completions. `groups`: the
+    number of groups of each environment."""
+    settings = routing.practice
+    if not routing.practises:
+        return ""
+    if settings.environments == AUTO and last < settings.probation:
+        return (f"none in this run, whose completions are all made in its first {settings.probation} steps "
+                "(routing.practice.probation)")
+    if few := too_few(routing, groups):
+        counted = ", ".join(f"{name} ({count:.0f})" for name, count in few.items())
+        return f"none of {counted}, with too few groups in this run for routing.practice.share={settings.share:g}"
+    return ""
 
 
 def check_practising(routing: RoutingConfig, names: Sequence[str]) -> None:

@@ -228,6 +228,16 @@ def test_no_subspace_is_extracted_through_a_quarantine_that_has_learned(parts, w
 
 
 @pytest.mark.slow
+def test_a_training_that_is_too_short_to_practise_says_so_first(parts, tmp_path, capsys):
+    said = "practice: none in this run, whose completions are all made in its first 10 steps (routing.practice.probation)"
+    for number, routing in enumerate((RoutingConfig(), PLAIN)):
+        made = trainer(parts, tmp_path, args=arguments(tmp_path / str(number), max_steps=1), routing=routing)
+        made.train()
+        assert (said in capsys.readouterr().out.splitlines()) == (not number)
+    assert made.labelled.counts(rows(6)) == {"a": 3, "b": 3}
+
+
+@pytest.mark.slow
 def test_a_schedule_that_notes_no_initial_rate_goes_on_too(parts, tmp_path):
     settings = {"eval_strategy": "steps", "eval_steps": 1, "lr_scheduler_type": "reduce_lr_on_plateau",
                 "metric_for_best_model": "reward"}

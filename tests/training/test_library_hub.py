@@ -63,7 +63,8 @@ def parts(tmp_path_factory) -> Path:
 def test_of_an_observed_lora_the_deployed_model_is_sent_with_a_card_and_no_quarantine(parts, hub, tmp_path):
     """The model's own tensors hold the policy."""
     args = arguments(tmp_path / "run", hub_private_repo=True)
-    made = trainer(parts, tmp_path, args=args, routing=RoutingConfig(mode="observe"), peft_config=LoraConfig(r=4, target_modules=["o_proj", "down_proj"]))
+    lora = LoraConfig(r=4, target_modules=["o_proj", "down_proj"])
+    made = trainer(parts, tmp_path, args=args, routing=RoutingConfig(mode="observe"), peft_config=lora)
     routed = [target for target in made.quarantine.targets if target.rank]
     for target in routed:
         torch.nn.init.ones_(target.weight.up.weight)

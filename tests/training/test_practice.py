@@ -2,6 +2,7 @@
 
 import shutil
 from types import SimpleNamespace
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -13,7 +14,8 @@ from routed_rl.config import from_mapping
 from routed_rl.errors import ConfigError
 from routed_rl.pipeline.plan import practice_sentence
 from routed_rl.tracking import MetricsFile, practised
-from routed_rl.training.practice import Practice, check_practice
+from routed_rl.training.generations import last_generation
+from routed_rl.training.practice import Practice, check_practice, idle
 from tests import pipeline
 from tests.algorithms import config_of, make_trainer
 from tests.parts import own_config, write_parts
@@ -141,6 +143,23 @@ def test_an_environment_that_opens_later_has_groups_that_practise():
     check_practice(settings, loaded, 1000)
     with pytest.raises(ConfigError, match=r"share=0\.75 lets no whole group of a practise, because it has only 1 in this run"):
         check_practice(settings, loaded, 2)
+
+
+@pytest.mark.parametrize(("practice", "last", "groups", "said"), [
+    ({}, 9, {"a": 50}, "none in this run, whose completions are all made in its first 10 steps (routing.practice.probation)"),
+    ({}, 10, {"a": 50, "b": 2}, ""),
+    ({}, 10, {"a": 1, "b": 1.3}, "none of a (1), with too few groups in this run for routing.practice.share=0.75"),
+    ({"environments": ["b"]}, 0, {"a": 1, "b": 50}, ""), ({"share": 0}, 0, {"a": 1}, ""),
+    ({"probation": 0}, 0, {"a": 50}, "")])
+def test_a_run_that_is_too_small_to_practise_says_so_in_a_line(practice, last, groups, said):
+    assert idle(from_mapping({"routing": {"practice": practice}}).routing, last, groups) == said
+
+
+def test_completions_are_made_last_before_the_last_step_or_so_many_steps_earlier_as_learn_from_them():
+    own = {"num_iterations": 1, "generation_batch_size": 8, "num_generations": 4, "gradient_accumulation_steps": 2}
+    for steps, last, found in ((2, 10, 9), (2, 1, 0), (8, 10, 8), (8, 8, 4), (8, 4, 0)):
+        arguments: Any = SimpleNamespace(**own, steps_per_generation=steps, max_steps=last)
+        assert last_generation(arguments) == found
 
 
 def test_a_rollback_may_change_who_practises_and_a_dropped_environment_leaves_the_list(parts, run, tmp_path):

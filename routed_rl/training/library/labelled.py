@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from datasets import Dataset
 from torch import Tensor
 
 from routed_rl.envs import Score
@@ -42,6 +43,12 @@ class LabelledRows:
     def name_of(self, row: dict[str, Any]) -> str:
         """Return the name of the environment of an entry of the dataset."""
         return ONLY if self.column is None else row[self.column]
+
+    def counts(self, dataset: Any) -> Counter[str]:
+        """Return how many entries of a dataset each environment has; empty for a dataset that is streamed."""
+        if not isinstance(dataset, Dataset):
+            return Counter()
+        return Counter([ONLY] * len(dataset) if self.column is None else dataset[self.column])
 
     def tasks(self, inputs: list[dict[str, Any]]) -> list[int]:
         """Return for each row of a generation the id of its task. The rows come in whole groups. Each group gets the next free

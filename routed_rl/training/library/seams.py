@@ -1,6 +1,7 @@
 """The methods in which a library trainer (one that `import routed_rl` offers) differs from the trainers of the commands: it
 leaves rollouts and rewards to TRL, and only records the rows and their rewards."""
 
+import copy
 import os
 import traceback
 from typing import Any
@@ -9,7 +10,10 @@ import torch
 import trl
 from torch import Tensor
 
+from routed_rl import console
+from routed_rl.config import RoutingConfig
 from routed_rl.errors import TaskError
+from routed_rl.training.generations import last_generation, prompts_needed
 from routed_rl.training.library.hub import push
 from routed_rl.training.library.labelled import LabelledRows, scores_of
 from routed_rl.training.mixin import RoutedTrainerMixin
@@ -73,6 +77,17 @@ class LibrarySeams(RoutedTrainerMixin):
         information on the commit. ConfigError if the model is a LoRA on a model that is not on the hub. HubError if the hub does
         not take it."""
         return push(self, commit_message, blocking=blocking, token=token, revision=revision, **card)
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        """Before the first step, say which environments will not practise, because the run is too small."""
+        trainer: Any = self
+        arguments, routing = copy.copy(trainer.args), self.router.config if self.router is not None else RoutingConfig(mode="none")
+        arguments.max_steps = max_steps
+        counts = self.labelled.counts(trainer.train_dataset)
+        groups = {name: prompts_needed(arguments) * count / counts.total() for name, count in counts.items()}
+        if nobody := idle(routing, last_generation(arguments), groups):
+            console.say(f"practice: {nobody}")
+        return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
 
     def _run_epoch(self, *args: Any, **given: Any) -> None:
         """Before the first epoch of a resumed training, draw the orders of all earlier epochs. TRL's sampler draws one order of
