@@ -163,7 +163,7 @@ def test_the_base_model_is_not_saved_over(parts, whole):
 def test_no_model_is_saved_into_a_sealed_folder_or_beside_an_adapter_that_would_be_loaded_instead(whole, tmp_path):
     made, _ = whole
     checkpoint = RunFolder(made.args.output_dir).checkpoint(6)
-    with pytest.raises(RoutedRLError, match=r"step-6'\) would change a folder that is sealed, such as a checkpoint .*give another"):
+    with pytest.raises(RoutedRLError, match=r"step-6'\) would change a folder that is sealed, such as a checkpoint .*give an"):
         made.save_model(str(checkpoint))
     assert broken_seal(checkpoint) is None
     (tmp_path / "adapter_config.json").write_text("{}")

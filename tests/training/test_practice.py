@@ -148,7 +148,7 @@ def test_an_environment_that_opens_later_has_groups_that_practise():
 @pytest.mark.parametrize(("practice", "last", "groups", "said"), [
     ({}, 9, {"a": 50}, "none in this run, whose completions are all made in its first 10 steps (routing.practice.probation)"),
     ({}, 10, {"a": 50, "b": 2}, ""),
-    ({}, 10, {"a": 1, "b": 1.3}, "none of a (1), with too few groups in this run for routing.practice.share=0.75"),
+    ({}, 10, {"a": 1, "b": 2}, "none of a (1), with too few groups in this run for routing.practice.share=0.75"),
     ({"environments": ["b"]}, 0, {"a": 1, "b": 50}, ""), ({"share": 0}, 0, {"a": 1}, ""),
     ({"probation": 0}, 0, {"a": 50}, "")])
 def test_a_run_that_is_too_small_to_practise_says_so_in_a_line(practice, last, groups, said):

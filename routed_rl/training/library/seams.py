@@ -11,12 +11,12 @@ import trl
 from torch import Tensor
 
 from routed_rl import console
-from routed_rl.config import RoutingConfig
 from routed_rl.errors import TaskError
 from routed_rl.training.generations import last_generation, prompts_needed
 from routed_rl.training.library.hub import push
 from routed_rl.training.library.labelled import LabelledRows, scores_of
 from routed_rl.training.mixin import RoutedTrainerMixin
+from routed_rl.training.practice import idle
 
 TRL = os.path.dirname(str(trl.__file__)) + os.sep
 """The folder of TRL's own code."""
@@ -81,11 +81,10 @@ class LibrarySeams(RoutedTrainerMixin):
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         """Before the first step, say which environments will not practise, because the run is too small."""
         trainer: Any = self
-        arguments, routing = copy.copy(trainer.args), self.router.config if self.router is not None else RoutingConfig(mode="none")
+        arguments, counts = copy.copy(trainer.args), self.labelled.counts(trainer.train_dataset)
         arguments.max_steps = max_steps
-        counts = self.labelled.counts(trainer.train_dataset)
         groups = {name: prompts_needed(arguments) * count / counts.total() for name, count in counts.items()}
-        if nobody := idle(routing, last_generation(arguments), groups):
+        if self.router is not None and (nobody := idle(self.router.config, last_generation(arguments), groups)):
             console.say(f"practice: {nobody}")
         return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
 
