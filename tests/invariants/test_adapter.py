@@ -264,11 +264,11 @@ def test_the_pace_of_a_lora_is_what_an_entry_of_its_product_moves(faster):
 
 
 def test_the_quarantine_follows_the_factor_of_a_lora_that_moves_the_product_and_not_the_first_group_of_the_optimizer():
-    """In the first step B is 0, so A has no gradient, and LoRA+ is a LoRA with the rate of B."""
+    """In the first step only B has a gradient, and LoRA+ is a LoRA with the rate of B. A counts where B is no longer 0."""
     norms = []
     for lr, ratio in ((1e-5, 16.0), (16e-5, 1.0), (1e-5, 1.0)):
         run = Run(tiny("llama"), lora=LORA, rows=True, pace="evidence", config=QuarantineConfig(max_shift=None))
         run.optimizer = create_loraplus_optimizer(run.wrapped, torch.optim.AdamW, lr=lr, loraplus_lr_ratio=ratio)
         run.backward(batch())
         norms.append(run.step()["quarantine/norm"])
-    assert norms[0] == norms[1] and norms[1] / norms[2] == pytest.approx(16)
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4) and norms[1] / norms[2] == pytest.approx(16, rel=1e-2)
