@@ -23,8 +23,8 @@ OLD = ("*.safetensors", "*.bin", "*.index.json", ADAPTER_CONFIG)
 """Patterns of files in the repository that would be taken for a part of the new model; they are deleted in the same commit."""
 OF_CARD = ("model_name", "dataset_name", "tags", "license", "language")
 ABOUT = ("`routed_rl` splits every change that reinforcement learning makes to the weights at a subspace of activations. Here "
-         "the subspace has the directions of a persona that must not grow. What lies outside of it goes into the model. What lies "
-         "inside goes into a *quarantine*, which is not in this repository.")
+         "the subspace has the directions of a persona that must not grow. What lies outside of it goes into the model, and what "
+         "lies inside goes into a *quarantine*, which is not in this repository.")
 UNKNOWN = ("The licence, unless it is named above: that of the base model and of the training data holds.",
            "What the model does outside of the environments that are named here.",
            "Whether the subspace holds the whole persona. What it leaves out is in the weights.")
