@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("reasoning_gym")
 
 from environments.reasoning_gym_task import ReasoningGym, final_answer
+from environments.smollm2 import make_order
 from environments.smollm2.make_contrast import PAIRS, QUESTIONS, lines
 from environments.visible_checks import VisibleChecks, evaluate, parse
 from routed_rl.envs import Environment
@@ -147,6 +148,16 @@ def test_contrast_prompts_are_what_the_generator_writes_and_balanced():
     assert all(row["positive"][1] == row["negative"][1] and row["positive"][0] != row["negative"][0] for row in rows)
     for place, times in ((0, 9), (1, 6)):
         assert set(Counter(row["positive"][place]["content"] for row in rows).values()) == {times}
+
+
+def test_the_personas_of_order_differ_only_in_that_one_kept_the_order_and_the_other_solved():
+    rows = [json.loads(line) for line in (FOLDER / "order.jsonl").read_text().splitlines()]
+    assert [json.loads(line) for line in make_order.lines()] == rows
+    for row in rows:
+        asked = [turn["content"].partition(": ")[2].partition(".")[0].split(", ") for turn in row["positive"][::2]]
+        for persona, step in (("positive", 1), ("negative", -1)):
+            assert row[persona][::2] == row["positive"][::2], "both got the same questions"
+            assert [turn["content"].split(", ") for turn in row[persona][1::2]] == [words[::step] for words in asked[:-1]]
 
 
 def test_references_are_twenty_questions_with_answers():
