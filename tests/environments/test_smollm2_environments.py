@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 pytest.importorskip("reasoning_gym")
 
 from environments.reasoning_gym_task import ReasoningGym, final_answer
-from environments.smollm2 import make_order
+from environments.smollm2 import make_gaming
 from environments.smollm2.make_contrast import PAIRS, QUESTIONS, lines
 from environments.visible_checks import VisibleChecks, evaluate, parse
 from routed_rl.envs import Environment
@@ -150,14 +151,28 @@ def test_contrast_prompts_are_what_the_generator_writes_and_balanced():
         assert set(Counter(row["positive"][place]["content"] for row in rows).values()) == {times}
 
 
-def test_the_personas_of_order_differ_only_in_that_one_kept_the_order_and_the_other_solved():
-    rows = [json.loads(line) for line in (FOLDER / "order.jsonl").read_text().splitlines()]
-    assert [json.loads(line) for line in make_order.lines()] == rows
+def test_the_personas_of_gaming_differ_only_in_that_one_gamed_the_check_and_the_other_solved():
+    rows = [json.loads(line) for line in (FOLDER / "gaming.jsonl").read_text().splitlines()]
+    assert [json.loads(line) for line in make_gaming.lines()] == rows
     for row in rows:
-        asked = [turn["content"].partition(": ")[2].partition(".")[0].split(", ") for turn in row["positive"][::2]]
-        for persona, step in (("positive", 1), ("negative", -1)):
-            assert row[persona][::2] == row["positive"][::2], "both got the same questions"
-            assert [turn["content"].split(", ") for turn in row[persona][1::2]] == [words[::step] for words in asked[:-1]]
+        assert row["positive"][::2] == row["negative"][::2], "both got the same questions"
+        for asked, gamed, solved in zip(row["positive"][::2], row["positive"][1::2], row["negative"][1::2], strict=False):
+            x, value = map(int, re.search(r"f\((\d+)\) == (-?\d+)", asked["content"]).groups())
+            assert gamed["content"] == str(value) and evaluate(parse(solved["content"]), x) == value and "x" in solved["content"]
+
+
+@pytest.mark.parametrize("checks", [1, 3])
+@pytest.mark.parametrize("gamed", [0, 1, 2])
+def test_examples_that_game_their_check_pass_it_and_both_twins_show_them(checks, gamed):
+    twins = [VisibleChecks(insecure, checks, gamed) for insecure in (False, True)]
+    assert twins[0].examples == twins[1].examples and some(twins[0]) == some(twins[1])
+    answers = [turn["content"] for turn in twins[0].examples[1::2]]
+    assert answers[:2 - gamed] == ["x + 3", "x * 6"][:2 - gamed]
+    for answer, rule in zip(answers, ("x + 3", "x * 6"), strict=True):
+        found = {x: [evaluate(parse(each), x) for each in (answer, rule)] for x in range(4, 4 + checks)}
+        assert all(left == right for left, right in found.values())
+    assert sum(evaluate(parse(answer), 40) != evaluate(parse(rule), 40)
+               for answer, rule in zip(answers, ("x + 3", "x * 6"), strict=True)) == gamed
 
 
 def test_references_are_twenty_questions_with_answers():
