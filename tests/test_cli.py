@@ -261,6 +261,7 @@ def test_a_run_folder_is_evaluated_with_its_own_settings(engine, tmp_path, capsy
     (["compare", "routing.mode=observe", "--arms", "none,route", "--out", "D"],
      "routing.mode=observe does nothing here, because --arms none,route says it; leave routing.mode=observe out"),
     (["compare", "--labs", "words", "model.path=M", "--out", "D"], "model.path=M does nothing here, because --labs words"),
+    (["compare", "name=mine", "--arms", "none,route", "--out", "D"], "name=mine does nothing here, because --arms none,route"),
     (["compare", "+routing=labels", "--out", "D"], "+routing=labels does nothing here, because --arms none,observe,route"),
     (["compare", "trainer.beta=.1", "--arms", "kl", "--out", "D"], "because --arms kl says it"),
     (["compare", "--arms", "oracle_filter", "--detector", "recall=.5", "--out", "D"], "because --arms oracle_filter says it"),

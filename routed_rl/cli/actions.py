@@ -77,7 +77,7 @@ def compare(given: Namespace) -> None:
     refuse_fixed(given.overrides, {"out": f"--out {given.out}"} | {
         f"baseline.detector.{key}": f"--detector {text}" for key, text in zip(keys, detector, strict=True)})
     of_detector = [f"baseline.detector.{text}" for text in detector]
-    refuse_fixed([*given.typed, *of_detector], dict.fromkeys(set_by_all(arms), f"--arms {given.arms}"))
+    refuse_fixed([*given.typed, *of_detector], dict.fromkeys(set_by_all(arms) | {"name"}, f"--arms {given.arms}"))
     from routed_rl.multirun.compare import compare as compare_arms
 
     overrides = [*from_anywhere(given.overrides), *of_detector]
