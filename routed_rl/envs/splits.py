@@ -9,16 +9,21 @@ from routed_rl.envs.table import Table
 from routed_rl.errors import ConfigError
 
 IMAGES = ("image", "images")
+GIVEN = ("prompts", "completions")
+"""The arguments that a reward function gets beside the columns of its dataset, so that no column may have such a name."""
 
 
 def prompt_keys(shown: str, table: Table, column: str) -> list[str]:
     """The prompt of each row, in the column `column`, as text. `shown` names the dataset in messages. ConfigError if the column
-    is missing, or if a prompt is neither text nor chat messages."""
+    is missing, if a prompt is neither text nor chat messages, or if another column has a name that the dataset may not use."""
     if column not in table.columns:
         raise ConfigError(f"{shown} has no column {column}, it has {', '.join(table.columns)}; set prompt_column to the one that "
                           "holds the prompts")
     if images := [name for name in IMAGES if name in table.columns]:
         raise ConfigError(f"{shown} has the column {images[0]}; images are not covered, remove the column")
+    if taken := [name for name in GIVEN if name in table.columns and name != column]:
+        raise ConfigError(f"{shown} has the column {taken[0]}, and reward functions are given {taken[0]} of their own; remove the "
+                          f"column or rename it; if it holds the prompts, set prompt_column={taken[0]}")
     keys: list[str] = []
     for number, prompt in enumerate(table.column(column), 1):
         if not _is_prompt(prompt):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from routed_rl.envs import Score
 from routed_rl.model.weights import model_hash
 from routed_rl.training.completions import CompletionFiles
 from routed_rl.training.library.checks import check_arguments
+from routed_rl.training.library.datasets import check_prompts
 from routed_rl.training.library.labelled import LabelledRows
 from tests.library import PLAIN, arguments, load, right, rows, subspace_of, trainer
 from tests.parts import write_parts
@@ -94,6 +96,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"dataset": rows(images=[["x"]] * 16)}, r"the column images, and images are not covered; leave it out: .*remove_columns"),
     ({"dataset": rows(completions=["x"] * 16)}, "the column completions, and TRL gives reward functions completions of its own"),
     ({"eval_dataset": {"one": rows(4), "two": rows(4).remove_columns("prompt")}}, r"eval_dataset\['two'\] has no column prompt"),
+    ({"eval_dataset": {"one": rows(4).remove_columns("answer")}},
+     r"reward_funcs: right, for the rows of eval_dataset\['one'\]: .* missing a required argument: 'answer'; .*take \*\*kwargs"),
     ({"processing_class": "name"}, "processing_class='name' is a str; give the model's tokenizer, such as AutoTokenizer"),
     ({"optimizers": (torch.optim.SGD(torch.nn.Linear(2, 2).parameters()), None)}, "optimizers has a SGD that holds no para"),
 ]
@@ -138,13 +142,23 @@ def test_after_an_error_of_trl_the_model_is_as_it_was_and_can_be_trained(parts, 
 
 
 def test_chat_messages_without_a_template_and_prompts_of_no_text_are_refused(parts, subspace, tmp_path):
+    """Also those of an evaluation, which would end the training at its first one."""
     chat = rows().map(lambda row: {"prompt": [{"role": "user", "content": row["prompt"]}]})
-    with pytest.raises(RoutedRLError, match="row 0: the prompt is chat messages, and processing_class has no chat template; s"):
-        trainer(parts, tmp_path, subspace=subspace, dataset=chat)
+    for name, given in (("train_dataset", {"dataset": chat}), (r"eval_dataset\['one'\]", {"eval_dataset": {"one": chat}})):
+        with pytest.raises(RoutedRLError, match=f"{name}, row 0: the prompt is chat messages, and processing_class has no chat "
+                                                "template; s"):
+            trainer(parts, tmp_path, subspace=subspace, **given)
     seen = [{"role": "user", "content": [{"type": "image", "text": None}]}]
-    for prompts in ([7] * 16, [seen] * 16, ["add", ""] * 8, ["add", None] * 8):
-        with pytest.raises(RoutedRLError, match=r"train_dataset, row [01]: the prompt is .*; give text, or chat messages of"):
-            trainer(parts, tmp_path, subspace=subspace, dataset=rows(prompt=prompts))
+    nobody, nothing, number = {"content": "add"}, {"role": "user", "content": None}, {"role": "user", "content": 3}
+    chatty = SimpleNamespace(chat_template="{{ messages }}")
+    for prompts in ([7] * 16, [seen] * 16, ["add", ""] * 8, ["add", None] * 8, [["add"]] * 16, [[nobody]] * 16, [[nothing]] * 16,
+                    [[number]] * 16):
+        for name, given in (("train_dataset", (rows(prompt=prompts), None)), ("eval_dataset", (rows(), rows(prompt=prompts)))):
+            with pytest.raises(RoutedRLError, match=f"{name}, row [01]: the prompt is .*; give text, or chat messages of"):
+                check_prompts(*given, chatty, {})
+    said = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]}
+    part = {"role": "user", "content": [{"type": "text", "text": "add"}]}
+    check_prompts(rows(prompt=[[said, part]] * 16), None, chatty, {})
 
 
 def test_a_model_of_which_nothing_is_trained_is_refused(parts, subspace, tmp_path):

@@ -12,13 +12,11 @@ from torch import nn
 from routed_rl.config import name_problem
 from routed_rl.envs.loading import TAKEN
 from routed_rl.envs.rewards import NOT_PASSED, call_problem
-from routed_rl.envs.splits import IMAGES
+from routed_rl.envs.splits import GIVEN, IMAGES
 from routed_rl.errors import ConfigError
 
 ONLY = "data"
 """The name of the single environment if no column names environments."""
-GIVEN = ("prompts", "completions")
-"""The arguments that TRL gives to a reward function beside the columns of the dataset, so that no column may have such a name."""
 
 
 def check_datasets(trained: Any, evaluated: Any, arguments: Any, trl: dict[str, Any]) -> None:
@@ -28,14 +26,20 @@ def check_datasets(trained: Any, evaluated: Any, arguments: Any, trl: dict[str, 
     prompts = not trl.get("environment_factory")
     if trained is not None or prompts:
         _check("train_dataset", trained, prompts=prompts)
-    others = evaluated if isinstance(evaluated, dict) else {"": evaluated} if evaluated is not None else {}
-    for key, dataset in others.items():
-        _check(f"eval_dataset[{key!r}]" if key else "eval_dataset", dataset, prompts=prompts)
+    for name, dataset in _evaluated(evaluated).items():
+        _check(name, dataset, prompts=prompts)
     needed = arguments.generation_batch_size // arguments.num_generations
     if isinstance(trained, Dataset) and len(trained) < needed:
         raise ConfigError(f"train_dataset has {len(trained) or 'no'} rows, and a generation takes {needed} prompts "
                           f"({arguments.generation_batch_size} completions, {arguments.num_generations} of each prompt), so no "
                           "step would be made; give more rows, or lower args.per_device_train_batch_size")
+
+
+def _evaluated(evaluated: Any) -> dict[str, Any]:
+    """Return the datasets in the argument `eval_dataset`, by the names that they have in messages."""
+    if isinstance(evaluated, dict):
+        return {f"eval_dataset[{key!r}]": dataset for key, dataset in evaluated.items()}
+    return {} if evaluated is None else {"eval_dataset": evaluated}
 
 
 def _check(name: str, dataset: Any, *, prompts: bool) -> None:
@@ -55,26 +59,38 @@ def _check(name: str, dataset: Any, *, prompts: bool) -> None:
             raise ConfigError(f"{name} has the column {column}, and {why}; leave it out: dataset.remove_columns({column!r})")
 
 
-def check_prompts(trained: Any, processor: Any, trl: dict[str, Any]) -> None:
-    """ConfigError if a prompt of the dataset `trained` is neither text nor chat messages of text, or empty, or if a prompt is
-    chat messages and `processor` (a tokenizer or processor) has no chat template. `trl`: the arguments that are passed on to TRL;
-    if there is a `rollout_func` or an `environment_factory` among them, prompts are not checked."""
-    own = trl.get("rollout_func") or trl.get("environment_factory")
-    if own or not isinstance(trained, Dataset) or "prompt" not in (columns_of(trained) or []):
+def check_prompts(trained: Any, evaluated: Any, processor: Any, trl: dict[str, Any]) -> None:
+    """ConfigError if a prompt of a dataset is neither text nor chat messages of text, or empty, or if a prompt is chat messages
+    and `processor` (a tokenizer or processor) has no chat template. `trained`, `evaluated`: as in `check_datasets`. `trl`: the
+    arguments that are passed on to TRL; if there is a `rollout_func` or an `environment_factory` among them, prompts are not
+    checked."""
+    if trl.get("rollout_func") or trl.get("environment_factory"):
         return
-    for row, prompt in enumerate(trained["prompt"]):
-        if not prompt or not isinstance(prompt, (str, list)) or _shows_images(prompt):
-            raise ConfigError(f"train_dataset, row {row}: the prompt is {prompt!r:.60}; give text, or chat messages of text: "
-                              "[{\"role\": \"user\", \"content\": TEXT}]")
-        if isinstance(prompt, list) and not processor.chat_template:
-            raise ConfigError(f"train_dataset, row {row}: the prompt is chat messages, and processing_class has no chat "
-                              "template; set tokenizer.chat_template, or give the prompts as text")
+    for name, dataset in {"train_dataset": trained, **_evaluated(evaluated)}.items():
+        known = isinstance(dataset, Dataset) and "prompt" in (columns_of(dataset) or [])
+        for row, prompt in enumerate(dataset["prompt"] if known else ()):
+            if not _is_prompt(prompt):
+                raise ConfigError(f"{name}, row {row}: the prompt is {prompt!r:.60}; give text, or chat messages of text: "
+                                  "[{\"role\": \"user\", \"content\": TEXT}]")
+            if isinstance(prompt, list) and not processor.chat_template:
+                raise ConfigError(f"{name}, row {row}: the prompt is chat messages, and processing_class has no chat template; "
+                                  "set tokenizer.chat_template, or give the prompts as text")
 
 
-def _shows_images(prompt: Any) -> bool:
-    contents = [message.get("content") for message in prompt if isinstance(message, dict)]
-    return any(isinstance(part, dict) and part.get("type") == "image" for content in contents if isinstance(content, list)
-               for part in content)
+def _is_prompt(prompt: Any) -> bool:
+    """Whether `prompt` is text, or a list of chat messages of text, and not empty."""
+    if isinstance(prompt, str):
+        return bool(prompt)
+    return isinstance(prompt, list) and bool(prompt) and all(map(_is_message, prompt))
+
+
+def _is_message(message: Any) -> bool:
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str) or "content" not in message:
+        return False
+    content = message["content"]
+    if isinstance(content, list):
+        return all(isinstance(part, dict) and part.get("type") == "text" for part in content)
+    return isinstance(content, str) or (content is None and bool(message.get("tool_calls")))
 
 
 def columns_of(dataset: Any) -> list[str] | None:
@@ -84,12 +100,13 @@ def columns_of(dataset: Any) -> list[str] | None:
     return getattr(dataset, "column_names", None)
 
 
-def functions_of(given: Any, trained: Any, trl: dict[str, Any]) -> list[Any]:
+def functions_of(given: Any, trained: Any, evaluated: Any, trl: dict[str, Any]) -> list[Any]:
     """Return the argument `reward_funcs` as a list, as TRL takes it. ConfigError for an entry that TRL could not call for the
-    rows of the dataset `trained`. `trl`: the arguments that are passed on to TRL; if there is an `environment_factory` among
-    them, which may pay rewards itself, nothing is checked against the dataset and the list may be empty."""
+    rows of a dataset. `trained`, `evaluated`: as in `check_datasets`. `trl`: the arguments that are passed on to TRL; if there is
+    an `environment_factory` among them, which may pay rewards itself, nothing is checked against the datasets and the list may be
+    empty."""
     needed = not trl.get("environment_factory")
-    columns = columns_of(trained) if needed else None
+    datasets = {"": trained, **_evaluated(evaluated)} if needed else {}
     functions = list(given) if isinstance(given, (list, tuple)) else [] if given is None else [given]
     if needed and not functions:
         raise ConfigError(f"reward_funcs={given} has no function; give one that returns a number for each completion")
@@ -102,10 +119,18 @@ def functions_of(given: Any, trained: Any, trl: dict[str, Any]) -> list[Any]:
             if not callable(function) or isinstance(function, type):
                 raise ConfigError(f"reward_funcs has {function!r:.60}, which is no function; give a function, or a reward model "
                                   "or its path")
-            passed = [name for name in columns or [] if name not in NOT_PASSED]
-            if columns is not None and (problem := call_problem(function, passed)):
-                raise ConfigError(f"reward_funcs: {getattr(function, '__name__', type(function).__name__)}: {problem}")
+            for name, dataset in datasets.items():
+                _check_call(function, name, columns_of(dataset))
     return functions
+
+
+def _check_call(function: Any, dataset: str, columns: list[str] | None) -> None:
+    """ConfigError if TRL could not call a reward function for rows with these `columns` (None: not known). `dataset`: the name of
+    the dataset in messages; empty for that which is trained on."""
+    passed = [name for name in columns or [] if name not in NOT_PASSED]
+    if columns is not None and (problem := call_problem(function, passed)):
+        called = getattr(function, "__name__", type(function).__name__)
+        raise ConfigError(f"reward_funcs: {called}{f', for the rows of {dataset}' if dataset else ''}: {problem}")
 
 
 def environments_of(dataset: Any, column: str | None) -> list[str]:

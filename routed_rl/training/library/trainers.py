@@ -81,7 +81,7 @@ class LibraryMixin(LibrarySeams):
         with named_as_arguments(arguments):
             frozen = groups_of(freeze, routing)
         check_datasets(train_dataset, eval_dataset, arguments, trl)
-        functions = functions_of(reward_funcs, train_dataset, trl)
+        functions = functions_of(reward_funcs, train_dataset, eval_dataset, trl)
         names = environments_of(train_dataset, environment_column)
         check_practising(routing, names)
         if monitor is not None:
@@ -95,7 +95,7 @@ class LibraryMixin(LibrarySeams):
         given.check_optimizers(trl.get("optimizers"))
         self._makes_optimizer = not any(trl.get("optimizers") or ())
         processing_class = processor_of(processing_class, given.plain, arguments, given.revision)
-        check_prompts(train_dataset, processing_class, trl)
+        check_prompts(train_dataset, eval_dataset, processing_class, trl)
         if isinstance(model, str) and not any(isinstance(function, str) for function in functions):
             arguments.model_init_kwargs = None  # TRL would warn; it reads them for reward models that are given by name
         reference = copy.deepcopy(given.plain).eval() if arguments.beta and given.lora is None else None
