@@ -202,6 +202,14 @@ def test_functions_get_what_trl_gives_and_what_they_log_is_a_metric(folder):
     assert "completion_ids are not given" in scored(made(reward="own.py:counts")).reason
 
 
+def test_prompts_may_lie_in_a_column_of_the_name_that_functions_know_them_by(folder):
+    (folder / "named.csv").write_text("prompts,answer\nsay a,a\nsay b,b\n")
+    (folder / "echo.py").write_text("def echo(prompts, completions, **_):\n    return [float(prompts[0] == completions[0])]\n")
+    environment = made(dataset="named.csv", prompt_column="prompts", reward="echo.py:echo", holdout=0)
+    task = next(environment.tasks("train", 0))
+    assert [environment.score(task, said).reward for said in (task.prompt, "no")] == [1.0, 0.0]
+
+
 def test_rewards_are_summed_by_weight_and_each_is_a_metric(folder):
     environment = made(reward=["own.py:right", "own.py:odd", "own.py:judge", "own.py:judge"], reward_weights=[4, 2, 1, 0.5])
     found = scored(environment, "7", "7")
@@ -291,6 +299,7 @@ WRONG = [
     ({"dataset": "blank.csv"}, "the prompt of row 2 is 'None'; it must be text or chat messages"),
     ({"dataset": "one.csv"}, "has one prompt, so none can be held back.*holdout=0"),
     ({"dataset": "image.csv"}, "has the column image; images are not covered"),
+    ({"dataset": "said.csv"}, "has the column completions, and reward functions are given completions of their own; remove the"),
     ({"dataset_config": "main"}, "has no dataset_config=main"),
     ({"split": "test"}, "is a file, which has no split test"),
     ({"eval_split": "train"}, "eval_split=train is the split that trains"),
@@ -321,6 +330,7 @@ def test_what_is_wrong_is_said_in_one_line_before_any_work(folder, settings, mes
     (folder / "blank.csv").write_text("prompt,answer\na,1\n,2\n")
     (folder / "one.csv").write_text("prompt,answer\na,1\na,2\n")
     (folder / "image.csv").write_text("prompt,image\na,1\nb,2\n")
+    (folder / "said.csv").write_text("prompt,completions\na,1\nb,2\n")
     with pytest.raises(ConfigError, match=message) as caught:
         load_environment("x", {"dataset": "rows.jsonl", "reward": "own.py:right", "isolate": False} | settings)
     assert str(caught.value).startswith("env.x") and "\n" not in str(caught.value)
