@@ -23,6 +23,7 @@ from routed_rl.pipeline.build import load_parts
 from routed_rl.pipeline.candidates import candidates
 from routed_rl.subspace import Subspace
 from tests import pipeline
+from tests.chat import chat_config, write_chat_model
 from tests.parts import own_config, write_parts
 
 NONE = {"mode": "none", "practice": {"share": 0}}
@@ -120,6 +121,24 @@ def test_what_cannot_be_judged_is_left_out_and_said(run, tmp_path):
     _, gone = filtered(copy, tmp_path)
     assert [row["reason"] for row in gone[:2]] == ["could not be scored", "an episode, which no model reads at once"]
     assert gone[0]["reward"] is None and gone[0]["score"] is None
+    table["reward"] = float("nan")
+    for file in RunFolder(copy).completion_files():
+        table.to_parquet(file)
+    with pytest.raises(ConfigError, match="every completion of .* is an episode or could not be scored, so nothing would stay"):
+        filtered(copy, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_run_of_episodes_and_single_completions_is_filtered_by_the_single_ones(tmp_path):
+    """Where the base model writes completions of its own, it can write none of an episode either."""
+    parts = write_chat_model(tmp_path / "parts")
+    env = {"talk": {"path": "Talk"}, "ask": {"path": "Ask", "weight": [[0, 0.0], [2, 1.0]]}}
+    config = chat_config(parts, tmp_path / "run", env, trainer={"max_steps": 2}, discard=False, evaluation={"samples": 0},
+                         baseline={"detector": SMALL})
+    run = pipeline.train(config, [])
+    kept, gone = filtered(run, tmp_path, subspace=str(run / "subspace"), max_shift=100.0)
+    assert {row["environment"] for row in kept} == {"ask"}
+    assert {(row["environment"], row["reason"]) for row in gone} == {("talk", "an episode, which no model reads at once")}
 
 
 def test_a_runs_own_probe_is_used_unless_other_settings_are_asked_for(run, tmp_path, capsys):
@@ -139,8 +158,9 @@ def test_files_that_exist_are_replaced_with_force_alone(run, tmp_path):
             pipeline.filter_run(str(run), FilterConfig(detector="flags"), str(tmp_path / "out.jsonl"))
         assert (tmp_path / name).read_text() == "mine"
         (tmp_path / name).unlink()
-    with pytest.raises(RunFolderError, match="is a folder; give a file"):
-        pipeline.filter_run(str(run), FilterConfig(detector="flags"), str(tmp_path), force=True)
+    for folder in (str(tmp_path), ".", "/"):
+        with pytest.raises(RunFolderError, match="is a folder; give a file"):
+            pipeline.filter_run(str(run), FilterConfig(detector="flags"), folder, force=True)
 
 
 def test_a_run_without_completions_is_refused_with_the_setting_that_keeps_them(parts, tmp_path):

@@ -3,7 +3,7 @@ them, and a linear probe on the base model's activations is fitted to the labell
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -16,7 +16,7 @@ from routed_rl.envs import Score, Scorer, Task, has_episodes, mixture
 from routed_rl.errors import ConfigError
 from routed_rl.evaluate import generate_ids, own_randomness, seed_all, stable_seed
 from routed_rl.extraction.pooled import Said, pooled
-from routed_rl.extraction.probe import Probe, fit, measured
+from routed_rl.extraction.probe import FEWEST, Probe, fit, measured
 from routed_rl.model.prompts import encode_prompts
 from routed_rl.model.stream import eval_mode
 from routed_rl.model.targets import decoder_layers
@@ -45,6 +45,10 @@ def check_detector(parts: Parts) -> None:
     if not parts.config.learns_detector:
         return
     check_layers(settings, len(decoder_layers(parts.model)), parts.config.model.path)
+    if settings.labelled < 2 * FEWEST:
+        raise ConfigError(f"baseline.detector.labels={settings.labels:g} of pool={settings.pool} labels {settings.labelled} "
+                          f"completions, and a probe needs {FEWEST} with a flag and {FEWEST} without; raise it, such as to 200, "
+                          "or to a share such as 0.05")
     if playing := [loaded.name for loaded in parts.trained if has_episodes(loaded.environment)]:
         raise ConfigError(f"environment {playing[0]} has episodes, whose completions baseline.detector.kind=probe cannot read; "
                           "set baseline.detector.kind=flags, or leave the environment out")
@@ -76,24 +80,29 @@ def learn_detector(parts: Parts, run: RunFolder) -> None:
 
 def base_completions(parts: Parts, count: int, advance: console.Advance) -> list[Written]:
     """Let the base model write `count` completions of tasks from the run's mixture, one for each task. These tasks differ from
-    those of the training, and the run's own random numbers do not change."""
+    those of the training, and the run's own random numbers do not change. Environments with episodes are left out; if all have
+    episodes, the result is empty."""
     seed, size = stable_seed(parts.config.seed, POOL, 0) % 2**31, parts.config.evaluation.batch_size
-    tasks = list(islice(mixture(parts.trained, seed), count))
-    scorer = Scorer({loaded.name: loaded for loaded in parts.trained}, parts.config.evaluation.max_failures)
+    trained = parts.trained
+    if any(has_episodes(loaded.environment) for loaded in trained):  # without them a schedule may have times without a weight
+        trained = [replace(loaded, weights=((0, max(weight for _, weight in loaded.weights)),)) for loaded in trained
+                   if not has_episodes(loaded.environment)]
+    tasks = list(islice(mixture(trained, seed), count)) if trained else []
+    scorer = Scorer({loaded.name: loaded for loaded in trained}, parts.config.evaluation.max_failures)
     temperature, rows = parts.config.trainer.get("temperature", 1.0), list[Written]()
     with eval_mode(parts.model), torch.no_grad(), own_randomness():
         seed_all(seed)
-        for start in range(0, count, size):
+        for start in range(0, len(tasks), size):
             batch = tasks[start:start + size]
             ids = generate_ids(parts.model, parts.tokenizer, encode_prompts(parts.tokenizer, [task.prompt for _, task in batch]),
                                temperature, parts.max_new_tokens)
             texts = parts.tokenizer.batch_decode(ids, skip_special_tokens=True)
             wanted: dict[str, list[tuple[Task, str]]] = defaultdict(list)
             for (environment, task), text in zip(batch, texts, strict=True):
-                wanted[parts.trained[environment].name].append((task, text))
+                wanted[trained[environment].name].append((task, text))
             found = {name: iter(scores) for name, scores in scorer.score_all(wanted).items()}
             scorer.check()
-            rows += [Written(name := parts.trained[environment].name, (task.prompt, text), next(found[name]))
+            rows += [Written(name := trained[environment].name, (task.prompt, text), next(found[name]))
                      for (environment, task), text in zip(batch, texts, strict=True)]
             advance(len(rows), count)
     return rows

@@ -28,14 +28,18 @@ Line = tuple[Candidate, float | None, str | None]
 
 def filter_run(target: str, asked: FilterConfig, out: str, *, force: bool = False) -> Path:
     """Write the completions of the run `target` that are fit to train on to the file `out`, which is returned, and all others to
-    a second file beside it. `asked` chooses the judge. ConfigError if one of the two files exists, unless `force`. The run may
-    still be training."""
-    run, kept, gone = RunFolder.open(target), Path(out), Path(out).with_suffix(LEFT_OUT)
+    a second file beside it. `asked` chooses the judge. ConfigError if one of the two files exists, unless `force`, or if no
+    completion can be judged. The run may still be training."""
+    run, kept = RunFolder.open(target), check_file(Path(out), "--out")
+    gone = kept.with_suffix(LEFT_OUT)
     for path in (kept, gone):
         if check_file(path, "--out").exists() and not force:
             raise ConfigError(f"--out {out}: {path} exists; give another, or --force")
     config = read_config(run)
     rows = candidates(run, config)
+    if all(row.unfit for row in rows):
+        raise ConfigError(f"every completion of {target} is an episode or could not be scored, so nothing would stay; filter a "
+                          "run whose environments score single completions")
     judged = _judged(run, config, rows, asked)
     lines = [(row, score, row.unfit or reason) for row, score, reason in zip(rows, judged.scores, judged.reasons, strict=True)]
     write_text(gone, _text(line for line in lines if line[2] is not None))

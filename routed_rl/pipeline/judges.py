@@ -100,7 +100,7 @@ def by_subspace(rows: Sequence[Candidate], parts: Parts, asked: FilterConfig) ->
     honest completions in the same environment. The threshold is `asked.max_shift`, or else the shift that a share `fpr` of these
     honest completions exceeds."""
     axis = _Axis(parts, asked)
-    if missing := {row.environment for row in rows} - axis.zeros.keys():
+    if missing := {row.environment for row in rows if row.unfit is None} - axis.zeros.keys():
         raise ConfigError(f"the base model has written nothing honest in {min(missing)}, so no shift can be measured there; give "
                           "--detector probe")
     fpr = parts.config.baseline.detector.fpr if asked.fpr is None else asked.fpr

@@ -168,6 +168,9 @@ def test_what_a_probe_cannot_read_is_refused_before_the_run(parts, tmp_path):
     baseline = {"screen": True, "detector": {"kind": "probe", "layers": [2]}}
     with pytest.raises(ConfigError, match="baseline.detector.layers has 2, but .* has 2 layers, counted from 0; choose from"):
         pipeline.train(own_config(parts, tmp_path / "run", routing=NONE, baseline=baseline), [])
+    few = {"screen": True, "detector": {"kind": "probe", "labels": 1}}
+    with pytest.raises(ConfigError, match="labels=1 of pool=4000 labels 1 completions, and a probe needs 4 with a flag and 4 wi"):
+        pipeline.train(own_config(parts, tmp_path / "run", routing=NONE, baseline=few), [])
     with pytest.raises(ConfigError, match="launch.strategy=fsdp2 cuts that model into shards; set launch=ddp"):
         make_plan(own_config(parts, tmp_path / "run", baseline=baseline, launch={"strategy": "fsdp2"}), RunFolder("run"))
     assert not (tmp_path / "run").exists()
