@@ -190,6 +190,12 @@ def test_a_push_passes_on_its_options(engine):
     assert engine[-1] == ("push", ("RUN", "me/model", "quarantine", "me/base"), options)
 
 
+def test_a_comma_in_a_list_belongs_to_the_detectors_setting(engine):
+    assert main(["compare", "--arms", "screen", "--out", "D", "--detector", "kind=probe, layers=[0,1],flags=[hack,evil]"]) == 0
+    assert engine[-1][1][0] == [f"baseline.detector.{each}" for each in ("kind=probe", "layers=[0,1]", "flags=[hack,evil]")]
+    assert compose(engine[-1][1][0]).baseline.detector.flags == ["hack", "evil"]
+
+
 def test_a_filter_passes_on_its_options(engine):
     assert main(["filter", "RUN", "--out", "F", "--subspace", "D", "--max-shift", ".5", "--layers", "1,2", "--force"]) == 0
     assert engine[-1][1:] == (("RUN", FilterConfig(subspace="D", max_shift=0.5, layers=[1, 2]), "F"), {"force": True})

@@ -440,7 +440,7 @@ def test_labs_are_compared_each_in_its_folder_with_one_table_of_all(tmp_path, mo
 
     monkeypatch.setattr(labs, "compare", pretended_failing)
     with pytest.raises(RunsFailed, match="shipped: 1 of 2 runs failed: route-seed0; gpt2: 1 of 2"):
-        labs.compare_labs(["shipped", "gpt2"], [], ["none", "route"], 2, str(tmp_path / "again"), 1, [], compose)
+        labs.compare_labs(["all", "gpt2"], [], ["none", "route"], 2, str(tmp_path / "again"), 1, [], compose)
     written = (tmp_path / "again" / "labs.md").read_text()
     assert "shipped | none" in written and "gpt2 | route" in written, "a failed run takes no other lab's figures away"
     with pytest.raises(ConfigError, match="--labs elsewhere is not known; choose from all, shipped, gpt2"):

@@ -10,7 +10,7 @@ from routed_rl.cli.hardening import attacks, experiment
 from routed_rl.cli.hardening import relearn as relearn  # a verb
 from routed_rl.cli.paths import from_anywhere
 from routed_rl.cli.space import split
-from routed_rl.cli.words import names, numbers, refuse_fixed, shares
+from routed_rl.cli.words import assigned, names, numbers, refuse_fixed, shares
 from routed_rl.errors import ConfigError
 from routed_rl.multirun.arms import set_by_all
 from routed_rl.stopping import STOP
@@ -70,7 +70,7 @@ def compare(given: Namespace) -> None:
     if given.labs is not None:
         refuse_fixed(given.typed, dict.fromkeys(("model", "model.path"), f"--labs {given.labs}"))
     asked = None if given.relearn is None else attacks(given, given.relearn)
-    detector = names([given.detector or ""]) or []
+    detector = assigned(given.detector)
     keys = [text.partition("=")[0] for text in detector]
     if twice := [key for key in keys if keys.count(key) > 1]:
         raise ConfigError(f"--detector {given.detector} sets {twice[0]} twice; leave one of them out")

@@ -26,6 +26,11 @@ def names(lists: list[str] | None) -> list[str] | None:
     return None if lists is None else [name.strip() for each in lists for name in each.split(",") if name.strip()]
 
 
+def assigned(text: str | None) -> list[str]:
+    """The settings in `text`, the value KEY=VALUE[,..] of an option. A comma within brackets belongs to a value."""
+    return [each.strip() for each in re.split(r",(?![^\[{]*[\]}])", text or "") if each.strip()]
+
+
 def numbers(option: str, text: str, kind: type[Number], example: str) -> list[Number]:
     """The numbers in `text`, the value N[,N] of `option`. ConfigError if one is no number; the message shows `example`, a valid
     value."""

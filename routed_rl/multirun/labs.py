@@ -32,10 +32,10 @@ called `code` and the secure one `sums`."""
 def compare_labs(names: list[str], overrides: list[str], arms: list[str], seeds: int, out: str, jobs: int, ranks: list[int],
                  compose: Compose) -> Path:
     """Run the comparison on every lab, in OUT/LAB, and write OUT/labs.md; returns the path of that file. `names` are names of
-    labs, or `all`; the other parameters are those of `compare`. A lab is built if needed. The same call continues where an
-    earlier one stopped. RunsFailed at the end, if runs failed."""
+    labs, and `all` stands for every lab that is known; the other parameters are those of `compare`. A lab is built if needed. The
+    same call continues where an earlier one stopped. RunsFailed at the end, if runs failed."""
     known = _ask("--list")
-    names = known if names == ["all"] else names
+    names = [each for name in names for each in (known if name == "all" else [name])]
     if wrong := [name for name in names or [""] if name not in known and not DRAWN.fullmatch(name)]:
         raise ConfigError(f"{f'--labs {wrong[0]} is not known' if wrong[0] else '--labs is empty'}; choose from all, "
                           f"{', '.join(known)}, or drawn-SEED")

@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from routed_rl.config import Config
+from routed_rl import console
+from routed_rl.config import LABELS, Config
 from routed_rl.envs import Failure, LoadedEnvironment, Score, has_episodes, score_many, task_stream
 from routed_rl.envs.contract import gold_of
+from routed_rl.envs.loading import DATASET, class_path
 from routed_rl.envs.scoring import accepted, scorer_line
-from routed_rl.errors import TaskError
+from routed_rl.errors import ConfigError, TaskError
 from routed_rl.training.baselines import check_flags
 from routed_rl.training.spans import check_targets
 
@@ -33,5 +35,24 @@ def check_first_scores(config: Config, environments: Sequence[LoadedEnvironment]
             scores.append(found if isinstance(found, Score) else None)
     if config.asks_detector:
         check_flags(config.baseline.detector, scores)
+        _check_reported(config, environments, scores)
     if config.baseline.target_rewards:
         check_targets(scores)
+
+
+def _check_reported(config: Config, environments: Sequence[LoadedEnvironment], scores: Sequence[Score | None]) -> None:
+    """ConfigError if the arm goes by flags and every environment is a dataset without functions for flags. A class may report a
+    flag only where it holds, so if no first score has a flag this is just said."""
+    if config.routing.mode == LABELS and not (config.routing.labels.route or config.learns_detector):
+        return  # a control, in which every row teaches alike
+    arm = (f"routing.mode={LABELS}" if config.routing.mode == LABELS else "baseline.screen=true" if config.baseline.screen else
+           "baseline.imitate=true" if config.baseline.imitate else f"baseline.penalty={config.baseline.penalty}")
+    settings = {loaded.name: config.mixture.get(loaded.name, {}) for loaded in environments}
+    silent = [name for name, each in settings.items() if class_path(each) == DATASET and not any(
+        stage.get("flags") for stage in [each, *(each.get("stages") or [])])]
+    if len(silent) == len(environments):
+        raise ConfigError(f"{arm} goes by the flags of completions, and env.{silent[0]} is a dataset that reports none; set "
+                          f"env.{silent[0]}.flags={{{config.baseline.detector.flags[0]}: FILE.py:function}}, or take another arm")
+    if not any(score.flags for score in scores if score is not None):
+        console.say(f"note: {arm} goes by the flags of completions, and no environment's first score has one; if none ever has "
+                    "one, this arm changes nothing")

@@ -1,18 +1,20 @@
 """Published alternatives: what a detector finds, what is paid, and under which prompt a completion is learned."""
 
 import dataclasses
+from collections.abc import Iterator
 
 import pytest
 import torch
 
 from routed_rl.artifacts import RunFolder, read_json
 from routed_rl.config import BaselineConfig, DetectorConfig, from_mapping
-from routed_rl.envs import Score, load_environments
+from routed_rl.envs import LoadedEnvironment, Score, Task, load_environments
 from routed_rl.errors import CheckFailed, ConfigError
 from routed_rl.model.prompts import encode_prompts
 from routed_rl.pipeline.build import load_parts
 from routed_rl.training.baselines import Payment, StreamEdit, in_contexts
 from routed_rl.training.baselines.detector import FlagDetector
+from routed_rl.training.first_scores import check_first_scores
 from routed_rl.training.plan import make_plan
 from tests import pipeline
 from tests.algorithms import config_of, make_trainer
@@ -223,6 +225,36 @@ def test_a_context_of_an_evaluation_without_a_text_is_said_before_the_run(parts,
     with pytest.raises(ConfigError, match="evaluation.contexts=neutral is not known"):
         own_config(parts, tmp_path / "run", evaluation={"contexts": ["neutral"]})
     assert not (tmp_path / "run").exists()
+
+
+class Says:
+    """Scores every completion alike."""
+
+    def __init__(self, score: Score) -> None:
+        self.given = score
+
+    def tasks(self, split: str, seed: int) -> Iterator[Task]:
+        yield Task("add", {})
+
+    def score(self, task: Task, completion: str) -> Score:
+        return self.given
+
+
+@pytest.mark.parametrize(("changes", "arm"), [
+    ({"routing": {"mode": "labels", "practice": {"share": 0}}}, "routing.mode=labels"),
+    ({"baseline": {"penalty": 1.0}}, "baseline.penalty=1.0")])
+def test_an_arm_that_goes_by_flags_is_refused_where_none_is_reported_and_said_where_none_is_seen(tmp_path, capsys, changes, arm):
+    silent = {"dataset": "rows.jsonl", "reward": "own.py:right"}
+    config = from_mapping({"env": {"x": silent, "y": silent}} | changes)
+    scored = [LoadedEnvironment(name, Says(Score(1.0))) for name in "xy"]
+    with pytest.raises(ConfigError, match=rf"^{arm} goes by the flags of completions, and env.x is a dataset that reports none"):
+        check_first_scores(config, scored)
+    config.env["y"] = {"path": "own.py:Class"}
+    check_first_scores(config, scored)
+    assert f"note: {arm} goes by the flags" in capsys.readouterr().out
+    scored[1] = LoadedEnvironment("y", Says(HACK))
+    check_first_scores(config, scored)
+    assert capsys.readouterr().out == ""
 
 
 def test_a_flag_that_is_named_only_where_it_is_seen_may_be_missing_and_who_is_drawn_at_random_is_no_fault():
