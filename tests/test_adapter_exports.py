@@ -22,9 +22,11 @@ from routed_rl.export.models import discard_but, merged_policy
 from routed_rl.export.stock import discard
 from routed_rl.model.adapter import merge, save_adapter
 from routed_rl.model.metadata import family_metadata
+from routed_rl.model.targets import decoder_layers
 from routed_rl.report.card.facts import Facts, Leaving
 from routed_rl.report.data import RunData
 from tests.builders import Run, batch, random_bases, relative, tiny
+from tests.causal_models import WIDTH, tiny_causal
 from tests.chat import chat_tokenizer
 
 KINDS = {"llama": {}, "gpt2": {}, "gemma2": {}, "qwen2": {"tie_word_embeddings": True}, "mixtral": {}}
@@ -38,17 +40,21 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
     return found
 
 
+def stored(run: Run, folder: RunFolder, base: str) -> RunFolder:
+    """The run folder with the checkpoint of a run."""
+    with sealed_folder(folder.checkpoint(run.steps)) as checkpoint:
+        save_adapter(run.wrapped, checkpoint, run.quarantine.deployed_factors(), base)
+        save_quarantine(checkpoint, run.router, run.steps, family_metadata(run.model))
+    return folder
+
+
 @pytest.fixture(params=KINDS)
 def saved(request, tmp_path) -> tuple[Run, RunFolder, str]:
     """A LoRA that was trained with other ranks in each layer, one of them 0, and the run folder with its checkpoint."""
     bases = [basis[:, :rank] for basis, rank in zip(random_bases(3), (3, 0, 2), strict=True)]
     model = tiny(request.param, layers=3, **KINDS[request.param])
     run = Run(model, bases=bases, lora={"r": 4, "alpha": 6, "rslora": True}).train(4)
-    folder = RunFolder(tmp_path / "run")
-    with sealed_folder(folder.checkpoint(4)) as checkpoint:
-        save_adapter(run.wrapped, checkpoint, run.quarantine.deployed_factors(), "base")
-        save_quarantine(checkpoint, run.router, 4, family_metadata(model))
-    return run, folder, request.param
+    return run, stored(run, RunFolder(tmp_path / "run"), "base"), request.param
 
 
 def with_adapters(family: str, *adapters: Path) -> torch.Tensor:
@@ -78,6 +84,38 @@ def test_what_is_exported_has_the_logits_of_the_model_in_memory(saved, tmp_path)
         expected = logits(run.model)
     kept = discard_but(folder, tmp_path / "kept", {"env1": {"share": 0.5}})
     assert relative(with_adapters(family, kept), expected) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["deepseek_v3", "cohere2_moe", "falcon_h1", "laguna", "zamba"])
+def test_an_adapter_of_any_family_is_to_stock_peft_what_it_was_or_it_is_refused(kind, tmp_path):
+    """Shared experts, whose names PEFT takes for those of experts; a mixture that reads what is not trained; writers on which PEFT
+    puts no LoRA, or whose names are changed as it reads one; and weights that layers share."""
+    model = tiny_causal(kind)
+    model.config.save_pretrained(tmp_path / "base")
+    run = Run(model, bases=random_bases(len(decoder_layers(model)), WIDTH), lora={"r": 2}).train(2)
+    folder, policy = stored(run, RunFolder(tmp_path / "run"), str(tmp_path / "base")), logits(model)
+    with run.quarantine.ablated():
+        deployed = logits(model)
+    adapter = discard(folder, tmp_path / "deployed")
+    assert relative(logits(PeftModel.from_pretrained(tiny_causal(kind), str(adapter))), deployed) < 1e-5
+    if kind in ("falcon_h1", "laguna"):
+        for write in (merged_policy, export_quarantine):
+            with pytest.raises(ModelError, match=f"PEFT reads no LoRA on .* in a model of type {kind}, so no adapter can hold"):
+                write(folder, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+        return
+    whole = merged_policy(folder, tmp_path / "policy")
+    assert relative(logits(PeftModel.from_pretrained(tiny_causal(kind), str(whole))), policy) < 1e-5
+    both = PeftModel.from_pretrained(tiny_causal(kind), str(adapter))
+    both.load_adapter(str(export_quarantine(folder, tmp_path / "quarantine")), "quarantine")
+    both.base_model.set_adapter(["default", "quarantine"])
+    assert relative(logits(both), policy) < 1e-5 < 1e-4 < relative(deployed, policy)
+    if kind == "zamba":
+        with pytest.raises(ModelError, match="share one weight and have LoRAs of their own, so these cannot be merged into it; us"):
+            merge(tiny_causal(kind), whole)
+        return
+    assert relative(logits(merge(tiny_causal(kind), whole)), policy) < 1e-5
 
 
 def test_an_adapter_of_another_model_is_refused(saved, tmp_path):

@@ -124,7 +124,7 @@ def mixtral() -> PreTrainedModel:
 def qwen3_moe() -> PreTrainedModel:
     return Qwen3MoeForCausalLM(Qwen3MoeConfig(
         vocab_size=20, hidden_size=16, intermediate_size=24, moe_intermediate_size=12, num_hidden_layers=3, head_dim=8,
-        num_attention_heads=2, num_key_value_heads=2, num_experts=3, num_experts_per_tok=2, mlp_only_layers=[1],
+        num_attention_heads=2, num_key_value_heads=2, num_experts=3, num_experts_per_tok=2, mlp_only_layers=[0],
         experts_implementation="eager"))
 
 

@@ -9,7 +9,7 @@ from routed_rl.checkpoint import quarantined
 from routed_rl.errors import CheckpointError
 from routed_rl.export.lora import retained, write_lora
 from routed_rl.export.publish import Finish, publish
-from routed_rl.export.stored import hash_of, is_lora, is_transposed, read_quarantine
+from routed_rl.export.stored import has_experts, hash_of, is_lora, is_transposed, read_quarantine
 
 
 def export_quarantine(run: RunFolder, out: Path, environment: str | None = None, step: int | None = None,
@@ -34,8 +34,8 @@ def export_quarantine(run: RunFolder, out: Path, environment: str | None = None,
         base = retained(checkpoint)[1]
     else:
         base = str(kept.absolute() if kept else run.deployed if _is_deployed(run.deployed, checkpoint) else checkpoint)
-    return publish(out, lambda folder: write_lora(folder, {}, targets, base, transposed=is_transposed(checkpoint)), finish,
-                   step_of(checkpoint))
+    kind = {"transposed": is_transposed(checkpoint), "mixed": has_experts(checkpoint)}
+    return publish(out, lambda folder: write_lora(folder, {}, targets, base, **kind), finish, step_of(checkpoint))
 
 
 def _is_deployed(folder: Path, checkpoint: Path) -> bool:

@@ -11,7 +11,7 @@ from routed_rl.artifacts import KEPT, RunFolder, step_of, write_json
 from routed_rl.errors import CheckpointError
 from routed_rl.export.publish import Finish, publish
 from routed_rl.export.stock import copy_stock_files
-from routed_rl.export.stored import StoredTarget, bias_key, hash_of, is_lora, is_transposed, read_quarantine
+from routed_rl.export.stored import StoredTarget, bias_key, has_experts, hash_of, is_lora, is_transposed, read_quarantine
 
 
 def discard_but(run: RunFolder, out: Path, parts: Mapping[str, Mapping[str, Any]], step: int | None = None,
@@ -51,7 +51,7 @@ def _copy_merged(checkpoint: Path, folder: Path, targets: list[StoredTarget]) ->
             from routed_rl.export.lora import retained, write_lora  # loads PEFT, which takes seconds
 
             own, base = retained(checkpoint)
-            write_lora(folder, own, targets, base, transposed=is_transposed(checkpoint))
+            write_lora(folder, own, targets, base, transposed=is_transposed(checkpoint), mixed=has_experts(checkpoint))
         return
     weights, biases = defaultdict[str, list[StoredTarget]](list), dict[str, StoredTarget]()
     for target in targets:

@@ -83,6 +83,12 @@ def is_transposed(checkpoint: Path) -> bool:
     return row is not None and row.transposed
 
 
+def has_experts(checkpoint: Path) -> bool:
+    """Whether some writers of the model are mixtures of experts."""
+    row = _family(checkpoint)
+    return row is not None and row.experts is not None
+
+
 def _family(checkpoint: Path) -> Family | None:
     with safe_open(checkpoint / QUARANTINE, "pt") as file:
         if (found := (file.metadata() or {}).get(FAMILY)) is not None:

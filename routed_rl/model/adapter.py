@@ -107,20 +107,35 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trained: bool = False)
 
 def merge(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """Add the product of the LoRA that is stored in a folder to the weights of a model in place, and return the model. The sum is
-    computed in float32. ModelError if the LoRA does not fit the model."""
+    computed in float32. ModelError if the LoRA does not fit the model, or if modules with LoRAs of their own share a weight."""
     with reading(ModelError, _no_lora(folder, model)), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT warns of faults that are refused below
         settings = PeftConfig.from_pretrained(str(folder))
         if settings.peft_type != "LORA":
             raise ValueError(f"it is of the kind {settings.peft_type}")
         wrapped = PeftModel.from_pretrained(model, str(folder))
-        known, stored = {name.replace(f".{NAME}.", ".") for name in wrapped.state_dict()}, load_file(folder / ADAPTER)
-        if not stored.keys() <= known:
-            raise ValueError(f"it has {min(stored.keys() - known)}")
-        if missing := {name for name in known if ".lora_" in name} - stored.keys():
+        read = {name.replace(f".{NAME}.", "."): value for name, value in wrapped.state_dict().items()}
+        stored = load_file(folder / ADAPTER)
+        if not stored.keys() <= read.keys():
+            raise ValueError(f"it has {min(stored.keys() - read.keys())}")
+        if missing := {name for name in read if ".lora_" in name} - stored.keys():
             raise ValueError(f"it lacks {min(missing)}")
+        if lost := [name for name, value in stored.items() if not read[name].cpu().equal(value.to(read[name].dtype))]:
+            raise ValueError(f"PEFT reads other values than it has in {min(lost)}")
+        _check_unshared(model)
         merged = cast(Any, wrapped).merge_and_unload()
     return merged
+
+
+def _check_unshared(model: nn.Module) -> None:
+    """ModelError if two modules of a model with LoRAs have the same weight, as in Zamba: the products of both LoRAs would be added
+    to it."""
+    owners: dict[int, str] = {}
+    for name, module in adapted_modules(model).items():
+        weight = getattr(module.base_layer, "weight", None)
+        if weight is not None and (other := owners.setdefault(id(weight), name)) != name:
+            raise ModelError(f"{other} and {name} share one weight and have LoRAs of their own, so these cannot be merged into it; "
+                             "use the adapter as it is")
 
 
 def is_adapted(model: nn.Module) -> bool:

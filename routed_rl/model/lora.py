@@ -43,6 +43,9 @@ NUMBERS: dict[str, tuple[Any, Callable[[float], bool], str]] = {
     "lora_alpha": ((int, float), lambda value: 0 < value < math.inf, "> 0"),
     "lora_dropout": ((int, float), lambda value: 0 <= value < 1, "from 0 to below 1")}
 """For each numeric field of `LoraConfig`: its types, the condition on its value, and that condition in words."""
+UNCALLED = dict.fromkeys(("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"), ("out_proj", "conv1d"))
+"""For each model type, the names of the modules on which PEFT refuses to put a LoRA, because Mamba's fused kernels read their
+weights without calling them (`peft.tuners.tuners_utils`, PEFT 0.19)."""
 FIELDS = {field.name: field for field in dataclasses.fields(LoraConfig)}
 
 
@@ -57,8 +60,9 @@ def lora_config(model: PreTrainedModel, config: AdapterConfig, writers: list[Wri
         if key in DECIDED or key in OWN:
             why = f"it is a setting of its own, model.adapter.{OWN[key]}" if key in OWN else "the model decides it"
             raise ConfigError(f"{name} is refused: {why}; leave it out")
+        _check_supported(key, config.options[key], name)  # PEFT would complain of it in words of its own
     linear, names = _linear(model, writers), config.target_modules
-    if names == "all-linear" and _mixes(writers):
+    if names == "all-linear" and (_mixes(writers) or model.config.model_type in UNCALLED):
         names = sorted({name.rpartition(".")[2] for name in linear})
     with reading(ConfigError, f"model.adapter.options={config.options}"):
         lora = LoraConfig(task_type="CAUSAL_LM", r=config.r, use_rslora=config.rslora,
@@ -99,15 +103,8 @@ def check_lora(lora: LoraConfig, model: PreTrainedModel, writers: list[Writer], 
 def _check_fields(lora: LoraConfig, named: Callable[[str], str]) -> None:
     """ConfigError for a field of `lora` whose value is not supported on any model. `named`: returns the words by which a message
     names a field, as in `check_lora`."""
-    for key, field in FIELDS.items():
-        value, usual = getattr(lora, key), field.default
-        if field.default_factory is not dataclasses.MISSING:
-            usual = field.default_factory()
-        left_out = value == usual or (not value and not usual and value != 0)  # PEFT has None, False or [] for it
-        if key in OWN or key in OPTIONS or key in DECIDED or left_out:
-            continue
-        why = next((why for why, keys in REFUSED.items() if key in keys.split()), "it is not supported")
-        raise ConfigError(f"{named(key)} is refused: {why}; leave it out")
+    for key in FIELDS:
+        _check_supported(key, getattr(lora, key), named(key))
     if lora.init_lora_weights not in STARTS:
         raise ConfigError(f"{named('init_lora_weights')}={lora.init_lora_weights} is refused: it changes the frozen weights, or "
                           "does not begin at the base model; set it to true or gaussian")
@@ -121,6 +118,18 @@ def _check_fields(lora: LoraConfig, named: Callable[[str], str]) -> None:
             raise ConfigError(f"{named(key)} must be {wanted}, got {value}")
 
 
+def _check_supported(key: str, value: Any, name: str) -> None:
+    """ConfigError if the field `key` of `LoraConfig`, which the user sets as `name`, is not supported and `value` is not what it
+    is if it is left out."""
+    field = FIELDS[key]
+    usual = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    left_out = value == usual or (not value and not usual and value != 0)  # PEFT has None, False or [] for it
+    if key in OWN or key in OPTIONS or key in DECIDED or left_out:
+        return
+    why = next((why for why, keys in REFUSED.items() if key in keys.split()), "it is not supported")
+    raise ConfigError(f"{name} is refused: {why}; leave it out")
+
+
 def _mixes(writers: list[Writer]) -> bool:
     return any(writer.expert is not None for writer in writers)
 
@@ -131,12 +140,14 @@ def _modules(model: PreTrainedModel) -> dict[str, nn.Module]:
 
 
 def _linear(model: PreTrainedModel, writers: list[Writer]) -> dict[str, Any]:
-    """Return the linear modules that can have a LoRA, by name. The unembedding is left out, because its weight is read without
-    its module being called. In a model with mixtures of experts all MLPs are left out, because PEFT would put a LoRA on the
-    experts."""
+    """Return the linear modules that can have a LoRA, by name. The unembedding and the modules in `UNCALLED` are left out, because
+    their weights are read without the modules being called. In a model with mixtures of experts all MLPs are left out, because
+    PEFT would put a LoRA on the experts."""
+    uncalled = UNCALLED.get(model.config.model_type, ())
     return {name: own for name, module in _modules(model).items()
             if isinstance(own := getattr(module, "base_layer", module), (nn.Linear, Conv1D))
-            and module is not model.get_output_embeddings() and not (_mixes(writers) and ".mlp." in name)}
+            and module is not model.get_output_embeddings() and name.rpartition(".")[2] not in uncalled
+            and not (_mixes(writers) and ".mlp." in name)}
 
 
 def _targets(lora: LoraConfig, model: PreTrainedModel, linear: dict[str, Any], named: Callable[[str], str], *, mixes: bool
@@ -154,6 +165,9 @@ def _targets(lora: LoraConfig, model: PreTrainedModel, linear: dict[str, Any], n
         raise ConfigError(f"{name}={wanted} would put a LoRA on the experts of a mixture, which are frozen here; set it to a "
                           f"list of {known}")
     everything = isinstance(wanted, str) and wanted.lower() == "all-linear"
+    if everything and (uncalled := UNCALLED.get(model.config.model_type)):
+        raise ConfigError(f"{name}={wanted} would put a LoRA on {uncalled[0]}, which PEFT refuses for models of type "
+                          f"{model.config.model_type}; set it to a list of {known}")
     chosen = dict.fromkeys(linear) if everything else dict[str, None]()
     for each in () if everything else [wanted] if isinstance(wanted, str) else wanted:
         with reading(ConfigError, f"{name}={each}"):

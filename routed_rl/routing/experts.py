@@ -97,6 +97,8 @@ class RoutedExperts(nn.Module):
         targets, record = self.routed_target, self.routed_target[0].context.now
         y_TD, tokens, inputs = mix(self, hidden_states, top_k_index, top_k_weights)
         if torch.is_grad_enabled() and record.environment_ids_B is not None:
+            if not y_TD.requires_grad:  # nothing below is trained, so no cotangent would reach the tap
+                y_TD = y_TD + y_TD.new_zeros((), requires_grad=True)
             return ExpertsTap.apply(y_TD, targets, tokens, *inputs)  # pyright: ignore[reportReturnType]
         return y_TD if record.ablated else add_quarantines_(y_TD, targets, tokens, tuple(inputs), record)
 

@@ -215,9 +215,11 @@ def test_rows_that_practise_learn_with_an_open_cotangent_and_are_in_no_ledger():
     assert not any(target.tape.ledger.any() for target in practising.targets)
 
 
-@pytest.mark.parametrize("names", [["q_proj"], ["down_proj"]])
-def test_writers_without_a_lora_have_a_quarantine_too(names):
-    run = Run(tiny("llama"), lora={"r": 2, "target_modules": names}).train(3)
+@pytest.mark.parametrize(("family", "names"), [
+    ("llama", ["q_proj"]), ("llama", ["down_proj"]), ("mixtral", ["layers.1.self_attn.o_proj"])])
+def test_writers_without_a_lora_have_a_quarantine_too(family, names):
+    """Also where nothing below them is trained."""
+    run = Run(tiny(family), lora={"r": 2, "target_modules": names}).train(3)
     frozen = [target for target in run.targets if type(target.weight) is FrozenWeight]
     assert frozen and all(target.coefficients.any() for target in frozen)
     with run.quarantine.ablated():

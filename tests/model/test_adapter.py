@@ -11,10 +11,12 @@ from routed_rl.cli.space import split
 from routed_rl.config import AdapterConfig
 from routed_rl.errors import ConfigError
 from routed_rl.model.adapter import attach, factors, is_adapted, put_on
+from routed_rl.model.base import adapted_modules
 from routed_rl.model.lora import check_lora
 from routed_rl.model.targets import decoder_layers, find_writers
 from routed_rl.multirun.compare import plan_runs
 from routed_rl.multirun.trials import Plan
+from tests.causal_models import tiny_causal
 from tests.families import FAMILIES, tiny
 
 
@@ -68,6 +70,7 @@ def test_settings_reach_peft():
     ({"options": {"init_lora_weights": "pissa"}}, "init_lora_weights=pissa is refused: it changes the frozen weights"),
     ({"options": {"init_lora_weights": False}}, "init_lora_weights=False is refused"),
     ({"options": {"r": 4}}, "options.r is refused: it is a setting of its own"),
+    ({"options": {"layers_to_transform": [0]}}, "options.layers_to_transform is refused: it is not supported; leave it out"),
     ({"options": {"rank_pattern": {"o_proj": 2}}}, "options.rank_pattern is refused: it is not supported"),
     ({"options": {"lora_dropot": 0}}, "options.lora_dropot is no field of peft.LoraConfig; did you mean lora_dropout"),
 ])
@@ -129,6 +132,16 @@ def test_dropout_is_fine_where_no_writer_has_it():
 def test_a_mixture_of_experts_has_its_lora_on_the_attention():
     with pytest.raises(ConfigError, match="target_modules=down_proj is no linear layer .*; there is k_proj, o_proj"):
         put("qwen3_moe", target_modules=["down_proj"])
+
+
+@pytest.mark.slow
+def test_what_peft_refuses_in_a_mamba_has_no_lora_and_the_rest_has_one():
+    model = tiny_causal("mamba")
+    wrapped = attach(model, AdapterConfig(kind="lora", r=2), find_writers(model), 0)
+    names = {name.rpartition(".")[2] for name in adapted_modules(wrapped)}
+    assert names >= {"in_proj", "x_proj"} and "out_proj" not in names
+    with pytest.raises(ConfigError, match="all-linear would put a LoRA on out_proj, which PEFT refuses for .* type mamba; set it"):
+        check_lora(LoraConfig(target_modules="all-linear"), model, find_writers(model), str)
 
 
 @pytest.mark.parametrize(("overrides", "said"), [
