@@ -89,8 +89,8 @@ def test_what_is_exported_has_the_logits_of_the_model_in_memory(saved, tmp_path)
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["deepseek_v3", "cohere2_moe", "falcon_h1", "laguna", "zamba"])
 def test_an_adapter_of_any_family_is_to_stock_peft_what_it_was_or_it_is_refused(kind, tmp_path):
-    """Shared experts, whose names PEFT takes for those of experts; a mixture that reads what is not trained; writers on which PEFT
-    puts no LoRA, or whose names are changed as it reads one; and weights that layers share."""
+    """Shared experts, whose names PEFT takes for those of experts; a mixture that reads what is not trained; writers on which
+    PEFT puts no LoRA, or whose names are changed as it reads one; and weights that layers share."""
     model = tiny_causal(kind)
     model.config.save_pretrained(tmp_path / "base")
     run = Run(model, bases=random_bases(len(decoder_layers(model)), WIDTH), lora={"r": 2}).train(2)
@@ -112,7 +112,7 @@ def test_an_adapter_of_any_family_is_to_stock_peft_what_it_was_or_it_is_refused(
     both.base_model.set_adapter(["default", "quarantine"])
     assert relative(logits(both), policy) < 1e-5 < 1e-4 < relative(deployed, policy)
     if kind == "zamba":
-        with pytest.raises(ModelError, match="share one weight and have LoRAs of their own, so these cannot be merged into it; us"):
+        with pytest.raises(ModelError, match="share one weight and have LoRAs of their own, so these cannot be merged into it"):
             merge(tiny_causal(kind), whole)
         return
     assert relative(logits(merge(tiny_causal(kind), whole)), policy) < 1e-5

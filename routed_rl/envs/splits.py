@@ -22,8 +22,8 @@ def prompt_keys(shown: str, table: Table, column: str) -> list[str]:
     if images := [name for name in IMAGES if name in table.columns]:
         raise ConfigError(f"{shown} has the column {images[0]}; images are not covered, remove the column")
     if taken := [name for name in GIVEN if name in table.columns and name != column]:
-        raise ConfigError(f"{shown} has the column {taken[0]}, and reward functions are given {taken[0]} of their own; remove the "
-                          f"column or rename it; if it holds the prompts, set prompt_column={taken[0]}")
+        raise ConfigError(f"{shown} has the column {taken[0]}, and reward functions are given {taken[0]} of their own; remove "
+                          f"the column or rename it; if it holds the prompts, set prompt_column={taken[0]}")
     keys: list[str] = []
     for number, prompt in enumerate(table.column(column), 1):
         if not _is_prompt(prompt):

@@ -84,5 +84,5 @@ def _check_readable(base: str, modules: list[str]) -> None:
     for name in modules:
         key = f"{WRAPPED}{name}.lora_A.weight"
         if name.rpartition(".")[2] in UNCALLED.get(kind, ()) or not key.endswith(rename_source_key(key, renamings, [])[0]):
-            raise ModelError(f"PEFT reads no LoRA on {name} in a model of type {kind}, so no adapter can hold the quarantine; for "
-                             "a run that trained weights, `routed-rl export RUN --policy DIR` writes the policy as a plain model")
+            raise ModelError(f"PEFT reads no LoRA on {name} in a model of type {kind}, so no adapter can hold the quarantine; "
+                             "for a run that trained weights, `routed-rl export RUN --policy DIR` writes the policy as a whole")

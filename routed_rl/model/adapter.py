@@ -128,14 +128,14 @@ def merge(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
 
 
 def _check_unshared(model: nn.Module) -> None:
-    """ModelError if two modules of a model with LoRAs have the same weight, as in Zamba: the products of both LoRAs would be added
-    to it."""
+    """ModelError if two modules of a model with LoRAs have the same weight, as in Zamba: the products of both LoRAs would be
+    added to it."""
     owners: dict[int, str] = {}
     for name, module in adapted_modules(model).items():
         weight = getattr(module.base_layer, "weight", None)
         if weight is not None and (other := owners.setdefault(id(weight), name)) != name:
-            raise ModelError(f"{other} and {name} share one weight and have LoRAs of their own, so these cannot be merged into it; "
-                             "use the adapter as it is")
+            raise ModelError(f"{other} and {name} share one weight and have LoRAs of their own, so these cannot be merged into "
+                             "it; use the adapter as it is")
 
 
 def is_adapted(model: nn.Module) -> bool:

@@ -119,8 +119,8 @@ def _check_fields(lora: LoraConfig, named: Callable[[str], str]) -> None:
 
 
 def _check_supported(key: str, value: Any, name: str) -> None:
-    """ConfigError if the field `key` of `LoraConfig`, which the user sets as `name`, is not supported and `value` is not what it
-    is if it is left out."""
+    """ConfigError if the field `key` of `LoraConfig`, which the user sets as `name`, is not supported and `value` is not its
+    default."""
     field = FIELDS[key]
     usual = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
     left_out = value == usual or (not value and not usual and value != 0)  # PEFT has None, False or [] for it
@@ -140,8 +140,8 @@ def _modules(model: PreTrainedModel) -> dict[str, nn.Module]:
 
 
 def _linear(model: PreTrainedModel, writers: list[Writer]) -> dict[str, Any]:
-    """Return the linear modules that can have a LoRA, by name. The unembedding and the modules in `UNCALLED` are left out, because
-    their weights are read without the modules being called. In a model with mixtures of experts all MLPs are left out, because
+    """Return the linear modules that can have a LoRA, by name. The unembedding and the modules in `UNCALLED` are left out,
+    because their weights are read without the modules being called. In a model with mixtures of experts all MLPs are left out, because
     PEFT would put a LoRA on the experts."""
     uncalled = UNCALLED.get(model.config.model_type, ())
     return {name: own for name, module in _modules(model).items()
