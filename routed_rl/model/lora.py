@@ -141,8 +141,8 @@ def _modules(model: PreTrainedModel) -> dict[str, nn.Module]:
 
 def _linear(model: PreTrainedModel, writers: list[Writer]) -> dict[str, Any]:
     """Return the linear modules that can have a LoRA, by name. The unembedding and the modules in `UNCALLED` are left out,
-    because their weights are read without the modules being called. In a model with mixtures of experts all MLPs are left out, because
-    PEFT would put a LoRA on the experts."""
+    because their weights are read without the modules being called. In a model with mixtures of experts all MLPs are left out,
+    because PEFT would put a LoRA on the experts."""
     uncalled = UNCALLED.get(model.config.model_type, ())
     return {name: own for name, module in _modules(model).items()
             if isinstance(own := getattr(module, "base_layer", module), (nn.Linear, Conv1D))

@@ -86,6 +86,8 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, LeanMixin, SavingMixin)
         self._unread: list[tuple[Tensor, Tensor]] = []
         """For each micro-batch of this step, the result of `unread_rows`: the completions that were left out of the forward pass
         because they have no gradient."""
+        self._wrote = False
+        """Whether the row of this step is in `metrics_file`."""
         self.stopped = 0
         """The number of the signal by which the process was told to end the training early; 0 if there was no signal."""
         check_alike(reward.names)
@@ -193,7 +195,7 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, LeanMixin, SavingMixin)
 
     def begin_routing(self, step: int) -> None:
         """Prepare routing for the step with the number `step` (counted from 0), before its first micro-batch."""
-        self._step_started, self.clip_coefficient = time.perf_counter(), 1.0
+        self._step_started, self.clip_coefficient, self._wrote = time.perf_counter(), 1.0, False
         self._unread, self.groups_alike = [], []  # an exception may have ended the step before
         self.finite.begin()
         if self.router is not None:
@@ -226,7 +228,11 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, LeanMixin, SavingMixin)
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """Write the metrics of a step as one line of metrics.jsonl, and have the monitor judge them. Called after every step,
-        even if TRL logs less often."""
+        even if TRL logs less often. A second call for the same step does nothing: with `logging_strategy=epoch` TRL logs the last
+        step of an epoch once more."""
+        if self._wrote:
+            return
+        self._wrote = True
         # Our metrics are of this step; TRL's are of all steps since it last logged.
         named = {f"train/{key}": value for key, value in metrics.items() if key not in self.step_metrics} | self.step_metrics
         step = self.state.global_step  # pyright: ignore[reportAttributeAccessIssue]

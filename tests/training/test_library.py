@@ -248,6 +248,17 @@ def test_a_schedule_that_notes_no_initial_rate_goes_on_too(parts, tmp_path):
     assert [row["step"] for row in made.rows] == [1, 2, 3, 4] and made.optimizer.param_groups[0]["lr"] == 1e-3
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["epoch", "no"])
+def test_each_step_has_one_row_and_is_judged_once_however_often_trl_logs(parts, tmp_path, strategy):
+    made = trainer(parts, tmp_path, args=arguments(tmp_path / "run", logging_strategy=strategy, max_steps=5))
+    judged = list[int]()
+    seen = made.watch.see
+    made.watch.see = lambda row, control: judged.append(row["step"]) or seen(row, control)
+    made.train()
+    assert [row["step"] for row in made.rows] == judged == [1, 2, 3, 4, 5]
+
+
 def test_a_halt_is_saved_also_where_only_the_best_steps_are(whole, monkeypatch):
     made, _ = whole
     assert not made._determine_best_metric({"eval_loss": 1.0}, None)
