@@ -37,8 +37,10 @@ from routed_rl.artifacts import RunFolder, broken_seal, sealed_folder
 from routed_rl.errors import CheckpointError, ConfigError, ModelError, RunFolderError
 from routed_rl.export.adapter import export_quarantine
 from routed_rl.export.dtype import cast
+from routed_rl.export.lora import write_lora
 from routed_rl.export.models import discard_but, merged_policy
 from routed_rl.export.stock import copy_stock_files, discard
+from routed_rl.export.stored import StoredTarget
 from routed_rl.linalg import random_basis
 from routed_rl.model.metadata import family_metadata
 from routed_rl.model.targets import find_writers
@@ -185,6 +187,16 @@ def test_the_stock_adapter_on_the_deployed_model_is_the_policy(saved: Saved, tmp
     assert (logits(stock) - saved.logits()).abs().max() < TOLERANCE * saved.logits().abs().max()
     with stock.disable_adapter(), saved.quarantine.ablated():
         assert torch.equal(logits(stock), saved.logits())
+
+
+def test_an_adapter_that_peft_cannot_read_is_not_written(tmp_path: Path) -> None:
+    """Biases beside experts."""
+    plain = StoredTarget("l.o_proj", "l.o_proj.weight", None, None, torch.ones(4, 2), torch.ones(2, 3), torch.ones(2))
+    mixed = StoredTarget("l.experts.0.down_proj", "l.experts.0.down_proj.weight", 0, "l.experts.down_proj", torch.ones(4, 2),
+                         torch.ones(2, 3), None)
+    with pytest.raises(ModelError, match=r"no adapter with biases beside a LoRA on the parameter l\.experts\.down_proj, so none can"):
+        write_lora(tmp_path, {}, [plain, mixed], "base", transposed=False, mixed=True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_one_environments_part_is_exported_alone(saved: Saved, tmp_path: Path) -> None:

@@ -70,6 +70,9 @@ def write_lora(folder: Path, own: Factors, targets: list[StoredTarget], base: st
         tensors[f"{key}.lora_B.weight"] = torch.stack([target.write_DK for target in those], 2).flatten(1).contiguous()
         ranks[mixture] = those[0].write_DK.shape[1]
     wrapped = sorted([*mixtures, *(f"{name}.weight" for name in parameters)])
+    if wrapped and has_bias:
+        raise ModelError(f"PEFT has no adapter with biases beside a LoRA on the parameter {wrapped[0]}, so none can hold the "
+                         "quarantine of this model; `routed-rl export RUN --policy DIR` writes the policy as a whole")
     config = LoraConfig(task_type="CAUSAL_LM", bias="none", target_modules=modules, target_parameters=wrapped or None,
                         r=max(ranks.values()), lora_alpha=max(ranks.values()), rank_pattern=dict(ranks),
                         alpha_pattern=dict(ranks), lora_dropout=0.0, lora_bias=has_bias, fan_in_fan_out=transposed)

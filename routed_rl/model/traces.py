@@ -69,9 +69,11 @@ class Trace:
 
 
 def is_rounding(difference: Tensor, *terms: Tensor) -> bool:
-    """Whether every entry of `difference` may be the rounding of numbers as large as the largest entry of `terms`."""
+    """Whether every entry of `difference` may be the rounding of numbers as large as the largest entry of `terms`, in the least
+    precise of their types: a model in bfloat16 may have its stream in float32."""
     largest = max(float(term.detach().abs().max()) for term in terms)
-    return bool(difference.detach().abs().max() <= ROUNDING * torch.finfo(terms[0].dtype).eps * largest)
+    eps = max(torch.finfo(term.dtype).eps for term in terms)
+    return bool(difference.detach().abs().max() <= ROUNDING * eps * largest)
 
 
 def is_mixture(module: nn.Module) -> bool:

@@ -43,7 +43,7 @@ def writers_in(layer: LayerTrace, name: str, given: Sequence[str]) -> list[Found
         raise ModelError(f"in {name} the parameters {', '.join(layer.parameters[:3])}{more} change the stream other than through "
                          f"{'these writers' if given else 'linear modules that add to it'}")
     gradient = layer.gradient_BTD
-    if gradient is None or not is_rounding(gradient - layer.towards_BTD, layer.towards_BTD):
+    if gradient is None or not is_rounding(gradient - layer.towards_BTD, layer.towards_BTD, gradient):
         raise ModelError(f"{name} does not only add to the stream: it scales, mixes or normalises it")
     found = [_writer(layer, source, cut, name) for source, cut in _sources(layer, name)]
     if not found:
@@ -63,7 +63,8 @@ def require_no_dropout(layer: LayerTrace, found: list[Found], name: str) -> None
     towards, gradients = layer.towards_BTD, {cut.name: cut.gradient for cut in layer.cuts}
     for writer in found:
         gradient = gradients.get(writer.norm or writer.name)
-        if gradient is None or not is_rounding(gradient.reshape(towards.shape) - writer.scale * towards, writer.scale * towards):
+        if gradient is None or not is_rounding(gradient.reshape(towards.shape) - writer.scale * towards, writer.scale * towards,
+                                               gradient):
             raise ModelError(f"in training {name} drops out, or changes, what its writer {writer.name} adds to the stream, so no "
                              "basis holds: set trainer.disable_dropout=true, or save the model with dropout 0 in its config")
 
@@ -96,9 +97,9 @@ def _writer(layer: LayerTrace, source: Cut, cut: Cut, name: str) -> Found:
         raise ModelError(f"{full} is not given every token once")
     gradient = gradient.reshape(towards.shape)
     scale = float((gradient / towards).median())
-    if is_rounding(gradient - towards, towards):
+    if is_rounding(gradient - towards, towards, gradient):
         scale = 1.0
-    if not is_rounding(gradient - scale * towards, scale * towards):
+    if not is_rounding(gradient - scale * towards, scale * towards, gradient):
         raise ModelError(f"the output of {full} reaches the stream multiplied by something that is not constant, such as a gate")
     _require_linear(source, full)
     active = source.inputs[1].shape[-1] if is_mixture(source.module) else None

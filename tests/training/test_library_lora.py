@@ -192,7 +192,11 @@ def drawn(parts: Path) -> Any:
     (lambda _: {"routing": PLAIN, "subspace": None}, "with routing.mode=route, and this trainer has routing.mode=none; "),
     (lambda _: {"routing": RoutingConfig(mode="observe")}, "routing.mode=route, and this trainer has routing.mode=observe; "),
     (lambda _: {"peft_config": LoraConfig(**LORA | {"lora_alpha": 64})}, "lora_alpha=8, and the LoRA here has lora_alpha=64"),
-    (lambda _: {"peft_config": LoraConfig(**LORA, use_rslora=True)}, "use_rslora=False, and the LoRA here has use_rslora=True;")])
+    (lambda _: {"peft_config": LoraConfig(**LORA, use_rslora=True)}, "use_rslora=False, and the LoRA here has use_rslora=True;"),
+    (lambda _: {"peft_config": LoraConfig(**LORA | {"r": 8})}, "with r=4, and the LoRA here has r=8; give the same one"),
+    (lambda _: {"peft_config": LoraConfig(**LORA | {"target_modules": ["q_proj"]})},
+     r"with target_modules=\['down_proj', 'q_proj'\], and the LoRA here has target_modules=\['q_proj'\]"),
+    (lambda _: {"peft_config": None}, "step-6 is of a run that trained a LoRA, and this trainer trains the weights; give its peft_con")])
 def test_a_checkpoint_of_another_origin_is_refused_and_nothing_removed(parts, whole, tmp_path, given, message):
     """Its files fit all of them."""
     shutil.copytree(whole.args.output_dir, tmp_path / "run")

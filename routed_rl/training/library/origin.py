@@ -1,6 +1,6 @@
 """Checks whether a library trainer (one that `import routed_rl` offers) can go on from a checkpoint: the script must give the
-model, the subspace, the mode and the LoRA's scaling with which the run began. The checkpoint's files of weights cannot show this,
-because they also fit another model of the same shapes."""
+model, the subspace, the mode and the LoRA with which the run began. The checkpoint's files of weights cannot show this, because
+they also fit another model of the same shapes."""
 
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ from routed_rl.checkpoint import QUARANTINE, going_on_from, load_loop
 from routed_rl.errors import CheckpointError
 from routed_rl.routing import Router
 
-SCALING = ("lora_alpha", "use_rslora")
-"""The settings of a LoRA that change the effect of its factors without changing their shapes."""
+SAME_LORA = ("r", "lora_alpha", "use_rslora", "target_modules")
+"""The settings of a LoRA that decide what its factors are and do."""
 SAME = 0.9
 """The smallest share of the targets' bases, as a mean over targets, that must lie in the checkpoint's bases. The share is 1 up to
 rounding if a script extracts the same subspace once more, also on a GPU."""
@@ -21,8 +21,8 @@ rounding if a script extracts the same subspace once more, also on a GPU."""
 
 def check_origin(checkpoint: Path, router: Router | None, model_hash: str | None, lora: Any) -> None:
     """CheckpointError if the run of a checkpoint had another routing mode or other bases than `router` (None: mode `none`), began
-    from a model of another hash than `model_hash` (None: not known), or trained a LoRA with another scaling than `lora`, PEFT's
-    settings (None: no LoRA)."""
+    from a model of another hash than `model_hash` (None: not known), or trained another LoRA than `lora`, PEFT's settings (None: no
+    LoRA)."""
     stored, mode = _metadata(checkpoint), router.config.mode if router is not None else "none"
     if (had := stored.get("mode", "none")) != mode:
         raise CheckpointError(f"{checkpoint} is of a run with routing.mode={had}, and this trainer has routing.mode={mode}; give "
@@ -33,14 +33,20 @@ def check_origin(checkpoint: Path, router: Router | None, model_hash: str | None
     if router is not None and (share := _shared(checkpoint / QUARANTINE, router)) < SAME:
         raise CheckpointError(f"{checkpoint} is of a run with another subspace, in which {share:.0%} of this one lies; give that "
                               "subspace, or set another args.output_dir")
-    file = checkpoint / ADAPTER_CONFIG
-    if lora is not None and file.exists():
+    if (lora is not None) != (file := checkpoint / ADAPTER_CONFIG).exists():
+        had, has = ("the weights", "a LoRA") if lora is not None else ("a LoRA", "the weights")
+        raise CheckpointError(f"{checkpoint} is of a run that trained {had}, and this trainer trains {has}; "
+                              f"{'leave peft_config out' if lora is not None else 'give its peft_config'}, or set another "
+                              "args.output_dir")
+    if lora is not None:
         with going_on_from(file):
             kept = read_json(file)
-        for name in SCALING:
-            if (had := kept.get(name)) != getattr(lora, name):
-                raise CheckpointError(f"{checkpoint} is of a run with {name}={had}, and the LoRA here has "
-                                      f"{name}={getattr(lora, name)}; give the same one, or set another args.output_dir")
+        for name in SAME_LORA:
+            has = getattr(lora, name)
+            has = sorted(has) if isinstance(has, set | list) else has
+            if (had := kept.get(name)) != has:
+                raise CheckpointError(f"{checkpoint} is of a run with {name}={had}, and the LoRA here has {name}={has}; give the "
+                                      "same one, or set another args.output_dir")
 
 
 def _metadata(checkpoint: Path) -> dict[str, str]:
