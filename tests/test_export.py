@@ -194,7 +194,7 @@ def test_an_adapter_that_peft_cannot_read_is_not_written(tmp_path: Path) -> None
     plain = StoredTarget("l.o_proj", "l.o_proj.weight", None, None, torch.ones(4, 2), torch.ones(2, 3), torch.ones(2))
     mixed = StoredTarget("l.experts.0.down_proj", "l.experts.0.down_proj.weight", 0, "l.experts.down_proj", torch.ones(4, 2),
                          torch.ones(2, 3), None)
-    with pytest.raises(ModelError, match=r"no adapter with biases beside a LoRA on the parameter l\.experts\.down_proj, so none can"):
+    with pytest.raises(ModelError, match=r"no adapter with biases beside a LoRA on the parameter l\.experts\.down_proj"):
         write_lora(tmp_path, {}, [plain, mixed], "base", transposed=False, mixed=True)
     assert not list(tmp_path.iterdir())
 

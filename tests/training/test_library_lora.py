@@ -196,7 +196,7 @@ def drawn(parts: Path) -> Any:
     (lambda _: {"peft_config": LoraConfig(**LORA | {"r": 8})}, "with r=4, and the LoRA here has r=8; give the same one"),
     (lambda _: {"peft_config": LoraConfig(**LORA | {"target_modules": ["q_proj"]})},
      r"with target_modules=\['down_proj', 'q_proj'\], and the LoRA here has target_modules=\['q_proj'\]"),
-    (lambda _: {"peft_config": None}, "step-6 is of a run that trained a LoRA, and this trainer trains the weights; give its peft_con")])
+    (lambda _: {"peft_config": None}, "step-6 is of a run that trained a LoRA, and this trainer trains the weights; give")])
 def test_a_checkpoint_of_another_origin_is_refused_and_nothing_removed(parts, whole, tmp_path, given, message):
     """Its files fit all of them."""
     shutil.copytree(whole.args.output_dir, tmp_path / "run")
