@@ -21,8 +21,8 @@ rounding if a script extracts the same subspace once more, also on a GPU."""
 
 def check_origin(checkpoint: Path, router: Router | None, model_hash: str | None, lora: Any) -> None:
     """CheckpointError if the run of a checkpoint had another routing mode or other bases than `router` (None: mode `none`), began
-    from a model of another hash than `model_hash` (None: not known), or trained another LoRA than `lora` (PEFT's settings; None: no
-    LoRA)."""
+    from a model of another hash than `model_hash` (None: not known), or trained another LoRA than `lora` (PEFT's settings; None: it
+    trained none)."""
     stored, mode = _metadata(checkpoint), router.config.mode if router is not None else "none"
     if (had := stored.get("mode", "none")) != mode:
         raise CheckpointError(f"{checkpoint} is of a run with routing.mode={had}, and this trainer has routing.mode={mode}; give "
