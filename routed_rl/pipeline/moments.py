@@ -1,6 +1,8 @@
 """Estimates the device memory that is occupied only for a while in each step: the rollouts' cache, then gradients and
 activations. Not counted: what an optimizer's step, a collective or a library needs for a moment."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -50,10 +52,7 @@ def activations(parts: Parts, arguments: TrainerArguments, prompt: int) -> Need 
 def rollouts(parts: Parts, arguments: TrainerArguments, prompt: int) -> Need:
     """The memory that the engine of the rollouts occupies, for prompts of `prompt` tokens: transformers' cache of keys and
     values, or vLLM's share of the GPU."""
-    config, model = parts.config.rollout, parts.model.config.get_text_config()
-    heads = getattr(model, "num_key_value_heads", None) or model.num_attention_heads
-    size = getattr(model, "head_dim", None) or model.hidden_size // model.num_attention_heads
-    numbers = 2 * model.num_hidden_layers * heads * size
+    config, numbers = parts.config.rollout, keys_and_values(parts.model.config.get_text_config())
     if config.engine == "vllm_server":
         return Need("rollouts", 0, "on the servers")
     if config.engine == "vllm_colocate":
@@ -62,6 +61,15 @@ def rollouts(parts: Parts, arguments: TrainerArguments, prompt: int) -> Need:
     tokens, each = prompt + (arguments.max_completion_length or 0), getattr(torch, parts.config.model.dtype).itemsize
     return Need("rollouts", numbers * rows * tokens * each, f"keys and values of {rows} rows x {tokens} tokens x "
                 f"{amount(numbers)} x {each}, before the update")
+
+
+def keys_and_values(model: Any) -> int:
+    """How many numbers the cache of a model with this config keeps for a token; 0 for a model without attention, such as Mamba,
+    whose state does not grow."""
+    if not (heads := getattr(model, "num_attention_heads", None)):
+        return 0
+    size = getattr(model, "head_dim", None) or model.hidden_size // heads
+    return 2 * model.num_hidden_layers * (getattr(model, "num_key_value_heads", None) or heads) * size
 
 
 def _vllm(parts: Parts, numbers: int) -> Need:
@@ -75,7 +83,7 @@ def _vllm(parts: Parts, numbers: int) -> Need:
     how = f"rollout.gpu_memory={config.gpu_memory} of {readable(gpu)}: its weights in {config.dtype} {readable(own)}"
     if left <= 0:
         return Need("vllm", whole, f"{how}, WHICH DO NOT FIT: set rollout.dtype=bfloat16 or a larger rollout.gpu_memory")
-    how += f" + keys and values of {amount(left / (numbers * each))} tokens {readable(left)}"
+    how += f" + keys and values of {amount(left / (numbers * each))} tokens {readable(left)}" if numbers else ""
     return Need("rollouts", whole, f"{how}, freed before the update") if config.sleep else Need("vllm", whole, how)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, GraniteMoeConfig, GraniteMoeForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig, GraniteMoeConfig, GraniteMoeForCausalLM
 
 from routed_rl.artifacts import RunFolder
 from routed_rl.errors import ModelError
@@ -15,6 +15,7 @@ from routed_rl.export.adapter import export_quarantine
 from routed_rl.export.models import merged_policy
 from routed_rl.export.stock import discard
 from tests import pipeline
+from tests.causal_models import tiny_causal
 from tests.parts import WORDS, own_config, write_parts
 
 IDS = torch.arange(2, 9).unsqueeze(0)
@@ -52,6 +53,19 @@ def test_a_family_found_by_probing_is_trained_saved_and_exported(parts, tmp_path
     assert (logits(adapted) - expected).abs().max() < 1e-5 * expected.abs().max()
     with adapted.disable_adapter():
         assert (logits(adapted) - expected).abs().max() > 1e-4 * expected.abs().max()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "adapter"), [
+    ("mamba", {}), ("mamba", {"kind": "lora", "r": 2}), ("falcon_h1", {"kind": "lora", "r": 2}), ("xlstm", {})])
+def test_a_model_without_attention_or_with_other_layers_beside_it_is_trained_by_the_command(tmp_path, kind, adapter):
+    parts = write_parts(tmp_path)
+    model = tiny_causal(kind, pad_token_id=0, eos_token_id=1, bos_token_id=None)
+    model.generation_config = GenerationConfig(pad_token_id=0, eos_token_id=1)
+    model.save_pretrained(parts / "model")
+    dtype = "bfloat16" if kind == "mamba" and adapter else "float32"
+    config = configured(parts, tmp_path / "run", model={"path": f"{parts}/model", "adapter": adapter, "dtype": dtype})
+    assert RunFolder(pipeline.train(config, [])).summary.exists()
 
 
 def test_wrong_names_end_a_run_before_it_begins(parts, tmp_path):
