@@ -57,7 +57,7 @@ def test_a_family_found_by_probing_is_trained_saved_and_exported(parts, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "adapter"), [
-    ("mamba", {}), ("mamba", {"kind": "lora", "r": 2}), ("falcon_h1", {"kind": "lora", "r": 2}), ("xlstm", {})])
+    ("mamba", {}), ("mamba", {"kind": "lora", "r": 2}), ("falcon_h1", {"kind": "lora", "r": 2})])
 def test_a_model_without_attention_or_with_other_layers_beside_it_is_trained_by_the_command(tmp_path, kind, adapter):
     parts = write_parts(tmp_path)
     model = tiny_causal(kind, pad_token_id=0, eos_token_id=1, bos_token_id=None)
