@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.constants import HF_HUB_OFFLINE
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -82,7 +83,9 @@ def load_model(path: str, dtype: str | torch.dtype = "float32", *, frozen: bool 
     known = [token for token in (ends if isinstance(ends, list) else [ends]) if isinstance(token, int) and 0 <= token < rows]
     ends = list(dict.fromkeys([tokenizer.eos_token_id, *known]))
     ids = {name: getattr(tokenizer, name) for name in SPECIAL_IDS} | {"eos_token_id": ends if len(ends) > 1 else ends[0]}
-    model.config.update(ids)
+    for key, value in ids.items():  # some configs take no None, and then keep what they have
+        with contextlib.suppress(StrictDataclassFieldValidationError) if value is None else contextlib.nullcontext():
+            setattr(model.config, key, value)
     model.generation_config = GenerationConfig(**ids)
     # Not in the model's own generation config, from which `generate` would take settings that a caller leaves open.
     kept = {name: value for name, value in stored.items() if not name.startswith("_")}

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, Trainer, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 
-from routed_rl.errors import ConfigError, reading
+from routed_rl.errors import ConfigError, ModelError, reading
 from routed_rl.training.plan import Plan
 from routed_rl.training.ppo import PPOConfig
 from routed_rl.training.trainers import TrainerArguments
@@ -26,7 +26,8 @@ TRL's groups decide them."""
 
 def try_out(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Try out the settings of a plan on a model. ConfigError for the first setting with which the model cannot be trained, or
-    which an installed library refuses. Neither the model nor the random state changes."""
+    which an installed library refuses; ModelError for a model that cannot generate. Neither the model nor the random state
+    changes."""
     arguments: Any = plan.arguments
     optimizer = check_optimizer(arguments, model)
     with _trying(arguments, "lr_scheduler_type", "lr_scheduler_kwargs"):
@@ -44,8 +45,10 @@ def try_out(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
     if getattr(arguments, "cast_lm_head_to_fp32", False) and not hasattr(getattr(model, "model", None), "embed_tokens"):
         raise ConfigError(f"trainer.cast_lm_head_to_fp32=true is not supported for {plan.config.model.path}, whose output layer "
                           "has another name; leave it out, because the weights are float32 anyway")
-    if plan.config.rollout.engine == "transformers" and (arguments.generation_kwargs or arguments.cache_implementation):
-        with _trying(arguments, "generation_kwargs", "cache_implementation"):
+    if plan.config.rollout.engine == "transformers":
+        given = arguments.generation_kwargs or arguments.cache_implementation
+        with _trying(arguments, "generation_kwargs", "cache_implementation") if given else reading(
+                ModelError, f"transformers cannot generate a token with {plan.config.model.path}, so there would be no rollouts"):
             _generate(arguments, model, tokenizer)
 
 

@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     Gemma2Config,
+    GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
@@ -23,6 +24,8 @@ from routed_rl.model.load import load_model, load_tokenizer, write_generation_co
 from routed_rl.model.prompts import encode_prompts
 from routed_rl.model.targets import FAMILIES
 from routed_rl.model.weights import model_hash, require_full_weights
+from tests.causal_models import tiny_causal
+from tests.parts import write_parts
 
 TEMPLATE = "{% for m in messages %}<start> {{ m['role'] }} {{ m['content'] }} <turn> {% endfor %}"
 WORDS = ["<unk>", "<start>", "<end>", "<turn>", "user", "assistant", "one", "two"]
@@ -137,6 +140,17 @@ def test_any_other_dtype_is_refused(tmp_path, dtype):
     with pytest.raises(ModelError) as error:
         load_model(str(tiny_folder(tmp_path)), dtype=dtype)
     check_one_line(error, str(dtype).removeprefix("torch."), "float32", "trainer.bf16=true")
+
+
+@pytest.mark.slow
+def test_a_config_that_takes_no_missing_token_keeps_the_one_that_it_has(tmp_path):
+    folder = write_parts(tmp_path) / "model"
+    model = tiny_causal("cwm")
+    model.generation_config = GenerationConfig(pad_token_id=0, eos_token_id=1)
+    model.save_pretrained(folder)
+    loaded = load_model(str(folder))
+    assert loaded.config.bos_token_id == model.config.bos_token_id and loaded.generation_config.bos_token_id is None
+    assert loaded.config.eos_token_id == loaded.generation_config.eos_token_id == 1
 
 
 def test_weights_stored_in_16_bits_come_out_in_float32_but_a_16_bit_model_is_refused(tmp_path):

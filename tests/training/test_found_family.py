@@ -68,6 +68,18 @@ def test_a_model_without_attention_or_with_other_layers_beside_it_is_trained_by_
     assert RunFolder(pipeline.train(config, [])).summary.exists()
 
 
+@pytest.mark.slow
+def test_a_model_with_which_transformers_cannot_generate_is_refused_before_the_run(tmp_path):
+    """Its cache has no layer of attention, by which transformers counts tokens."""
+    parts = write_parts(tmp_path)
+    model = tiny_causal("bamba", pad_token_id=0, eos_token_id=1, bos_token_id=None)
+    model.generation_config = GenerationConfig(pad_token_id=0, eos_token_id=1)
+    model.save_pretrained(parts / "model")
+    with pytest.raises(ModelError, match="transformers cannot generate a token with .*, so there would be no rollouts: ValueErr"):
+        pipeline.train(configured(parts, tmp_path / "run"), [])
+    assert not (tmp_path / "run").exists()
+
+
 def test_wrong_names_end_a_run_before_it_begins(parts, tmp_path):
     config = configured(parts, tmp_path / "run", model={"path": f"{parts}/model", "writers": ["mlp.down_proj"]})
     with pytest.raises(ModelError, match=r"model\.writers=\[mlp\.down_proj\]: no layer of model\.layers has 'mlp\.down_proj'"):
