@@ -21,8 +21,8 @@ rounding if a script extracts the same subspace once more, also on a GPU."""
 
 def check_origin(checkpoint: Path, router: Router | None, model_hash: str | None, lora: Any) -> None:
     """CheckpointError if the run of a checkpoint had another routing mode or other bases than `router` (None: mode `none`), began
-    from a model of another hash than `model_hash` (None: not known), or trained another LoRA than `lora` (PEFT's settings; None: it
-    trained none)."""
+    from a model of another hash than `model_hash` (None: not known), or trained another LoRA than `lora` (PEFT's settings; None:
+    it trained none)."""
     stored, mode = _metadata(checkpoint), router.config.mode if router is not None else "none"
     if (had := stored.get("mode", "none")) != mode:
         raise CheckpointError(f"{checkpoint} is of a run with routing.mode={had}, and this trainer has routing.mode={mode}; give "
@@ -42,9 +42,8 @@ def check_origin(checkpoint: Path, router: Router | None, model_hash: str | None
         with going_on_from(file):
             kept = read_json(file)
         for name in SAME_LORA:
-            has = getattr(lora, name)
-            has = sorted(has) if isinstance(has, set | list) else has
-            if (had := kept.get(name)) != has:
+            had, has = (sorted(each) if isinstance(each, set | list) else each for each in (kept.get(name), getattr(lora, name)))
+            if had != has:
                 raise CheckpointError(f"{checkpoint} is of a run with {name}={had}, and the LoRA here has {name}={has}; give the "
                                       "same one, or set another args.output_dir")
 
