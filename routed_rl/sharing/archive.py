@@ -43,8 +43,9 @@ class Archive:
         except (self._zips.BadZipFile, ValueError, NotImplementedError):
             raise SharingError(f"{path} is no zip, or its end is missing; give the file that `routed-rl share` wrote") from None
         self._zip.setpassword(password.encode())
-        self._members = {member.filename: member for member in self._zip.infolist()}
-        if len(self._members) < len(self._zip.infolist()):
+        members = [member for member in self._zip.infolist() if not _is_folder(member)]
+        self._members = {member.filename: member for member in members}
+        if len(self._members) < len(members):
             raise SharingError(f"{path} has two members of one name; it was not written by `routed-rl share`")
         for member in self._members.values():
             self._refuse(member)
@@ -88,3 +89,8 @@ class Archive:
         if not member.flag_bits & 1 or member.wz_aes_version is None:
             raise SharingError(f"{self.path} has the member {member.filename!r}, which is not encrypted with AES; it was not "
                                "written by `routed-rl share`")
+
+
+def _is_folder(member: Any) -> bool:
+    """Whether a member only names a folder, as 7-Zip and others write for each. It is not unpacked."""
+    return member.filename.endswith("/") and not member.file_size

@@ -19,14 +19,19 @@ from routed_rl.config.references import MASK, SHORTEST, is_secret
 from routed_rl.sharing import footer, parquet
 from routed_rl.sharing.unfit import Unfit
 
-KEYS = (r"\bhf_[A-Za-z0-9]{30,}", r"\bsk-[A-Za-z0-9_-]{20,}", r"\b(?:gh[pousr]|github_pat)_[A-Za-z0-9_]{30,}",
-        r"\bA[KS]IA[0-9A-Z]{16}\b", r"\bxox[abeoprs]-[A-Za-z0-9-]{10,}", r"\bglpat-[A-Za-z0-9_-]{20,}",
-        r"\bAIza[A-Za-z0-9_-]{35}")
+KEYS = (r"hf_[A-Za-z0-9]{30,}", r"sk-[A-Za-z0-9_-]{20,}", r"(?:gh[pousr]|github_pat)_[A-Za-z0-9_]{30,}",
+        r"A[KS]IA[0-9A-Z]{16}\b", r"xox[abeoprs]-[A-Za-z0-9-]{10,}", r"glpat-[A-Za-z0-9_-]{20,}", r"AIza[A-Za-z0-9_-]{35}")
 """Patterns of secrets of Hugging Face, OpenAI and others, GitHub, AWS, Slack, GitLab, Google."""
-BLOCK = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----[A-Za-z0-9+/=\s\\]*-----END [A-Z ]*PRIVATE KEY-----")
-"""Pattern of a private key, which may have several lines."""
-LOGIN = r"://[^/\s:@\"']*:[^/\s@\"'$]+@"
-HOMES = r"/(?:home|Users)/[A-Za-z0-9_.-]+|\b[A-Za-z]:\\{1,2}Users\\{1,2}[A-Za-z0-9_.-]+"
+BLOCK = re.compile(r"-----BEGIN {0}-----[A-Za-z0-9+/=\s\\:,.()-]*?-----END {0}-----".format("[A-Z ]*PRIVATE KEY(?: BLOCK)?"))
+"""Pattern of a private key, which may have several lines, and lines of its own about the cipher or the program."""
+SLASH = r"\\*/"
+"""Pattern of a slash. JSON may write `\\/` for it, as pandas and PHP do."""
+START = r"(\b|\\[abfnrtv]|\\u[0-9A-Fa-f]{4})"
+"""Pattern of the beginning of a word. JSON and code write the sign before it as an escape, which ends in a letter or digit."""
+LOGIN = rf":{SLASH}{SLASH}[^/\s:@\"']*:[^/\s@\"'$]+@"
+LETTER = "(?:[A-Za-z0-9_.\u00c0-\u1fff\u2c00-\u2fef\u3040-\ufeff\U00010000-\U0010ffff-]|\\\\u[0-9A-Fa-f]{4})"
+"""Pattern of a character of a user's name: of ASCII some, and beyond it all but punctuation."""
+HOMES = rf"{SLASH}(?:home|Users){SLASH}{LETTER}+|{START}[A-Za-z]:\\{{1,4}}Users\\{{1,4}}{LETTER}+"
 NAME = r"[^\s\"',\]\[{}()=/\\]+"
 PATH = re.compile(rf"(?:file://|(?<![\w.$}}/-]))(?!//)(?:~|\b[A-Za-z]:)?[/\\](?:{NAME}[/\\]+)*({NAME})")
 """Pattern of an absolute path, whose last name is the group. It does not match parts of a URL."""
@@ -38,7 +43,7 @@ class Private:
 
     def __init__(self, folder: Path) -> None:
         values = [value for name, value in os.environ.items() if len(value) >= 2 * SHORTEST and is_secret(name, value)]
-        self.secret = "|".join([*map(_quoted, _written(values)), *KEYS])
+        self.secret = "|".join([*map(_quoted, _written(values)), rf"{START}(?:{'|'.join(KEYS)})"])
         places = {str(place) for place in (folder.absolute(), Path.cwd()) if len(place.parts) > 2} | {str(Path.home())}
         self.place = "|".join([*(_quoted(place) + _end(place) for place in _written(places - {"/"})), HOMES])
         self.any = "|".join((self.secret, self.place, LOGIN))
@@ -54,9 +59,9 @@ class Private:
         return "\n".join(lines), found
 
     def _line(self, text: str) -> tuple[str, int]:
-        text, secrets = re.subn(self.secret, MASK, text)
-        text, logins = re.subn(LOGIN, f"://{MASK}@", text)
-        text, places = re.subn(self.place, "HOME", text)
+        text, secrets = re.subn(self.secret, lambda found: (found[1] or "") + MASK, text, flags=re.ASCII)
+        text, logins = re.subn(LOGIN, f"://{MASK}@", text, flags=re.ASCII)
+        text, places = re.subn(self.place, lambda found: (found[1] or "") + "HOME", text, flags=re.ASCII)
         return text, secrets + logins + places
 
     def settings(self, text: str) -> tuple[str, int]:
@@ -92,12 +97,19 @@ class Private:
             raise Unfit("has a secret or a place in the metadata of a field within a column; take it out")
         return data, found
 
+    def _bytes(self, data: bytes) -> tuple[bytes, int]:
+        """Do the same as `text` for bytes. If they are not UTF-8, private texts of ASCII are found in them."""
+        encoding = "utf-8" if (text := data.decode(errors="replace")).encode() == data else "latin-1"
+        text, found = self.text(data.decode(encoding))
+        return (text.encode(encoding), found) if found else (data, 0)
+
     def _in_footer(self, data: bytes) -> int:
         return self.text("\n".join(footer.texts(data)))[1]
 
     def _column(self, column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, int]:
-        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-            if not _matching(column, f"{self.any}|{BLOCK.pattern}"):
+        if _is_text(column.type):
+            whole = column.cast(pa.large_string()) if pa.types.is_string_view(column.type) else column
+            if not _matching(whole, f"{self.any}|{BLOCK.pattern}"):
                 return column, 0
         elif not _has_text(column.type):
             return column, 0
@@ -107,6 +119,9 @@ class Private:
             nonlocal found
             if isinstance(value, str):
                 value, count = self.text(value)
+                found += count
+            elif isinstance(value, bytes):
+                value, count = self._bytes(value)
                 found += count
             elif isinstance(value, dict):
                 return {key: cleaned(inner) for key, inner in value.items()}
@@ -131,7 +146,15 @@ def _has_text(kind: pa.DataType) -> bool:
     inner = [kind.field(place).type for place in range(kind.num_fields)] if pa.types.is_nested(kind) else []
     if pa.types.is_dictionary(kind):
         inner = [kind.value_type]
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or any(map(_has_text, inner))
+    return _is_text(kind) or _is_bytes(kind) or any(map(_has_text, inner))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
 
 
 def _written(texts: Iterable[str]) -> list[str]:
@@ -148,5 +171,6 @@ def _end(place: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Return a pattern that matches exactly `text`, for both Python and RE2."""
-    return re.sub(r"([^A-Za-z0-9_/])", r"\\\1", text) if text.isascii() else re.escape(text)
+    """Return a pattern that matches exactly `text`, for both Python and RE2, and also with each slash as JSON may write it."""
+    quoted = re.sub(r"([^A-Za-z0-9_/])", r"\\\1", text) if text.isascii() else re.escape(text)
+    return quoted.replace("/", SLASH)

@@ -40,9 +40,27 @@ def test_a_secret_is_masked(private, secret):
 
 @pytest.mark.parametrize(("text", "left"), [
     ("/srv/ann/work/x.py", "HOME/work/x.py"), ("in /home/bob/x", "in HOME/x"), ("/Users/bob.b", "HOME"),
-    (r"C:\Users\bob\x", r"HOME\x"), (r"C:\\Users\\bob\\x", r"HOME\\x"), ("https://ann:word@host/x", "https://***@host/x")])
+    (r"C:\Users\bob\x", r"HOME\x"), (r"C:\\Users\\bob\\x", r"HOME\\x"), ("https://ann:word@host/x", "https://***@host/x"),
+    ("https://ann:a:b@host/x", "https://***@host/x"), ("/home/jürgen/x", "HOME/x"), (r"/home/j\u00fcrgen/x", "HOME/x"),
+    ("在/home/张伟/x", "在HOME/x"), (r"a\nC:\\Users\\bob", r"a\nHOME"), (r'{"in": "\/srv\/ann\/x"}', r'{"in": "HOME\/x"}'),
+    (r'{"in": "\/home\/bob\/x"}', r'{"in": "HOME\/x"}'), (r'{"in": "https:\/\/ann:word@host"}', '{"in": "https://***@host"}')])
 def test_a_place_of_somebody_is_cut(private, text, left):
     assert private.text(text) == (left, 1)
+
+
+@pytest.mark.parametrize("before", ["\n", "\t", "é", "密钥", "\\n"])
+def test_a_secret_is_masked_behind_any_sign_in_text_and_in_json(private, before):
+    for write in (str, json.dumps, lambda text: json.dumps(text, ensure_ascii=False)):
+        left, found = private.text(write(f"{before}{SECRETS[1]}\n{before}{SECRETS[3]}"))
+        assert found == 2 and left == write(f"{before}***\n{before}***")
+
+
+@pytest.mark.parametrize("lines", [["AAAA+/=", "BBBB"], ["Proc-Type: 4,ENCRYPTED", "DEK-Info: AES-128-CBC,00AA", "", "AAAA"]])
+@pytest.mark.parametrize("kind", ["RSA PRIVATE KEY", "PRIVATE KEY", "PGP PRIVATE KEY BLOCK"])
+def test_a_private_key_is_masked_with_its_lines_and_no_other_text(private, lines, kind):
+    key = "\n".join([f"-----BEGIN {kind}-----", *lines, f"-----END {kind}-----"])
+    for write in (str, json.dumps):
+        assert private.text(write(f"a\n{key}\nb\n{key}")) == (write("a\n***\nb\n***"), 2)
 
 
 @pytest.mark.parametrize("text", ["/usr/bin/python", "/srv/anna", "a/home", "open('/tmp/x')", "tokens are 7",
@@ -70,6 +88,19 @@ def test_columns_are_searched_as_text_is(private, tmp_path):
     assert found == 2 and left["text"].tolist() == ["fine", "key ***"] and left["chat"][0][0]["content"] == "HOME/x"
     rows.drop(columns=["text", "chat"]).to_parquet(tmp_path / "a.parquet")
     assert private.parquet(plain := (tmp_path / "a.parquet").read_bytes()) == (plain, 0)
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.string_view(), pa.binary_view(),
+                                  pa.dictionary(pa.int8(), pa.binary())])
+def test_columns_of_bytes_are_searched_too(private, kind):
+    values = ["a", f"é {SECRETS[0]}", None, "in /home/bob/x", "z"]
+    typed = values if kind == pa.string_view() else [value and value.encode() for value in values]
+    column = pa.array(typed).dictionary_encode() if pa.types.is_dictionary(kind) else pa.array(typed, kind)
+    data, found = private.parquet(written(pa.table({"a": column})))
+    left = [value.decode() if isinstance(value, bytes) else value for value in table_of(data)["a"].to_pylist()]
+    assert found == 2 and left == ["a", "é ***", None, "in HOME/x", "z"]
+    unreadable = pa.table({"a": pa.array([b"\xff\xfe " + SECRETS[0].encode(), b"\xff"])})
+    assert table_of(private.parquet(written(unreadable))[0])["a"].to_pylist() == [b"\xff\xfe ***", b"\xff"]
 
 
 def test_a_map_in_a_column_is_searched(private):

@@ -111,6 +111,18 @@ def test_seven_zip_unpacks_it(site, source, tmp_path):
 
 
 @pytest.mark.slow
+def test_what_seven_zip_packed_again_is_unpacked(site, source, password_file, tmp_path):
+    (there := tmp_path / "there").mkdir()
+    for name, data in opened(site / "data.zip", PASSWORD).items():
+        (there / name).parent.mkdir(parents=True, exist_ok=True)
+        (there / name).write_bytes(data)
+    command = ["7zz", "a", "-tzip", "-mem=AES256", f"-p{PASSWORD}", str(tmp_path / "again.zip"), "."]
+    subprocess.run(command, cwd=there, check=True, capture_output=True, stdin=subprocess.DEVNULL)
+    assert any(name.endswith("/") for name in zipfile.ZipFile(tmp_path / "again.zip").namelist())
+    assert contents(unshare(str(tmp_path / "again.zip"), str(tmp_path / "back"), password_file)) == contents(source)
+
+
+@pytest.mark.slow
 def test_a_hundred_megabytes_take_less_than_two_minutes_of_a_processor(password_file, tmp_path):
     draw = random.Random(0)
     words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 9))) for _ in range(20_000)]
