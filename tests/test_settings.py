@@ -70,6 +70,12 @@ def test_files_of_pairs_and_prompts_and_the_target_are_relative_to_the_file_that
     assert overrides_of(file) == ["subspace.target=mean_difference"]
 
 
+def test_a_section_whose_settings_are_all_comments_sets_nothing(tmp_path):
+    file = write(tmp_path, "defaults:\n  # - env: empty\ntrainer:\n  # max_steps: 60\nenv:\nkeep:\nrouting:\n  quarantine:\nout:\n"
+                           "subspace.rank:\nname: mine\n")
+    assert overrides_of(file) == ["out=null", "subspace.rank=null", "name=mine"]
+
+
 @pytest.mark.slow  # it composes two experiments
 def test_the_tilde_is_the_home_folder_in_every_setting_and_option_that_names_a_place(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -1,7 +1,8 @@
 """The option `--config FILE.yaml`: reads an experiment from a user's file and translates it into overrides.
 
 The file is composed like the files that `experiment=` names: its key `defaults` chooses groups, and all other keys are settings.
-It may lie anywhere, and paths in it are relative to its folder.
+It may lie anywhere, and paths in it are relative to its folder, except `out`. A section without any setting, which YAML reads as
+null, sets nothing.
 """
 
 import re
@@ -16,6 +17,8 @@ from yaml import YAMLError
 
 from routed_rl.cli.overrides import hydra_text
 from routed_rl.cli.paths import from_anywhere
+from routed_rl.config import Config
+from routed_rl.config.checks import declared_types
 from routed_rl.errors import ConfigError
 
 PLAIN = re.compile(r"[A-Za-z_][\w./-]*")
@@ -38,7 +41,8 @@ def overrides_of(file: str) -> list[str]:
         raise ConfigError(f"--config {file} must hold settings as KEY: VALUE, and it cannot be read as such: {error}") from error
     if not isinstance(found, dict):
         raise ConfigError(f"--config {file} must hold settings as KEY: VALUE, got {type(found).__name__}")
-    groups = list(_groups(found.pop("defaults", []), file))
+    defaults = found.pop("defaults", None)
+    groups = list(_groups([] if defaults is None else defaults, file))
     with chdir(path.parent):
         return from_anywhere([*groups, *_settings(found)])
 
@@ -61,8 +65,14 @@ def _settings(found: dict[Any, Any], prefix: str = "") -> Iterator[str]:
     for key, value in found.items():
         if isinstance(value, dict) and value:
             yield from _settings(value, f"{prefix}{key}.")
-        else:
+        elif value is not None or not _is_section(f"{prefix}{key}"):
             yield f"{prefix}{key}={value if _is_bare(value) else hydra_text(value)}"
+
+
+def _is_section(name: str) -> bool:
+    """Whether `name` is that of a section. If all settings of a section are comments, YAML reads null there."""
+    known = declared_types(Config)
+    return any(each.startswith(f"{name}.") for each in known) or str(known.get(name, "")).startswith("dict")
 
 
 def _is_bare(value: Any) -> bool:

@@ -23,6 +23,9 @@ def build(name: str, path: str, arguments: dict[str, Any]) -> AnyEnvironment:
     """Import the class at `path`, call it with `arguments` and return the environment `name`. ConfigError if the object does not
     fulfil the contract, or if a setting is wrong; TaskError if the class raises any other error."""
     factory, attribute = find_object(f"env.{name}.path", path), path.rpartition(":")[2]
+    if not callable(factory):
+        raise ConfigError(f"env.{name}.path={path}: {attribute} is an object of the class {type(factory).__name__}, no class; "
+                          "give the name of a class, or of a function that returns an environment")
     _check_arguments(name, attribute, factory, arguments)
     try:
         environment = factory(**arguments)

@@ -21,7 +21,7 @@ YIELD = "write yield Task(prompt, data) for each task"
 
 def check_methods(name: str, environment: Any) -> None:
     """Raise ConfigError if a method of the environment `name` is missing, is async, or cannot be called with the arguments of the
-    contract."""
+    contract, or if its `contexts` are no mapping."""
     for method, written in WRITTEN.items():
         function = getattr(environment, method, None)
         if (method in ("episode", "gold") and not callable(function)) or (method == "score" and has_episodes(environment)):
@@ -39,6 +39,11 @@ def check_methods(name: str, environment: Any) -> None:
                               f"{written}") from None
         except ValueError:
             pass  # a builtin that has no signature
+    contexts = getattr(environment, "contexts", None)
+    if contexts is not None and not isinstance(contexts, Mapping):
+        line = definition(type(environment))
+        raise ConfigError(f"env.{name}: {line and f'{line}: '}contexts is {_kind(contexts)}, no mapping; write "
+                          'contexts = {"encourage": TEXT, "discourage": TEXT}')
 
 
 def lines_of(environment: Any) -> Mapping[str, str]:
@@ -88,6 +93,8 @@ def no_score(returned: Any, place: str) -> Failure:
     if inspect.isawaitable(returned):
         _close(returned)
         remedy = "nothing is awaited: write a function without async"
+    elif inspect.isgenerator(returned):
+        remedy = "write return in place of yield"
     elif isinstance(returned, (bool, int, float)):
         remedy = f"write return Score({returned!r})"
     elif returned is None:

@@ -60,7 +60,7 @@ class Conversation:
         self._end("cut", self._guarded("cut", lambda: checked(self._episode, "cut", method(self._copy()))))
 
     def _start(self, environment: EpisodicEnvironment, task: Task) -> None:
-        self._episode = environment.episode()
+        self._episode = episode_of(environment)
         first = checked(self._episode, "start", self._episode.start(task))
         if first is not None:
             self.messages = list(first)
@@ -90,6 +90,20 @@ class Conversation:
         elif isinstance(outcome, Score):
             outcome = dataclasses.replace(outcome, metrics={**outcome.metrics, "turns": self.turns})
         self.outcome, self.ended = accepted(outcome, lambda: self._line_of(method)), True
+
+
+def episode_of(environment: Any) -> Any:
+    """Return a new episode. ContractError, with the line of the method, if `episode()` returns anything that cannot be played."""
+    found = environment.episode()
+    missing = [method for method in ("start", "step") if not callable(getattr(found, method, None))]
+    if not missing and not isinstance(found, type):
+        return found
+    if inspect.iscoroutine(found):
+        found.close()
+    problem, remedy = (f"lacks the method {missing[0]}", "an object of a class that derives from Episode") if missing else (
+        "is a class", f"{found.__name__}()")
+    raise ContractError(shortened(f"episode returned {found!r:.60}, which {problem}"), f"write return {remedy}",
+                        lines_of(environment).get("episode", ""))
 
 
 def checked(episode: Any, method: str, answer: Any) -> Any:

@@ -112,7 +112,7 @@ def shortened(reason: str) -> str:
 def describe(error: BaseException) -> str:
     """The type and the message of an error; if its message cannot be read, the text says so."""
     try:
-        return f"{type(error).__name__}: {error}"
+        return f"{type(error).__name__}: {error}" if str(error).strip() else type(error).__name__
     except Exception:
         return f"{type(error).__name__}, whose message cannot be shown"
 
@@ -166,6 +166,8 @@ def _remedy(error: BaseException, data: Mapping[str, Any] | None) -> str:
             return error.remedy
         case ModuleNotFoundError(name=str(module)):
             return f"pip install what has {module}, or put {module.partition('.')[0]}.py beside the plug-in"
+        case ImportError() if "relative import" in describe(error):
+            return "write import NAME without dots: the folder of the plug-in is searched"
         case SyntaxError():
             return "correct the code there"
         case SystemExit():
@@ -174,6 +176,12 @@ def _remedy(error: BaseException, data: Mapping[str, Any] | None) -> str:
             return f"define or import {name}"
         case KeyError(args=(str(key),)) if data and key not in data:
             return f"the task's data has {', '.join(map(str, [*data][:8]))}"
+        case TypeError() if "Score.__init__()" in describe(error):
+            return 'Score takes reward, solve, flags, metrics and spans; give other numbers as metrics={"name": NUMBER}'
+        case TypeError() if "Task.__init__()" in describe(error):
+            return 'Task takes a prompt and data: write Task(prompt, {"answer": ANSWER})'
+        case TypeError() | AttributeError() if data is not None and "'Task' object" in describe(error):
+            return f"read task.data[KEY]; the task's data has {', '.join(map(str, [*data][:8])) or 'no keys'}"
         case AttributeError(obj=None):
             return "a function such as re.search gives None where it finds nothing: test for that first"
         case UnicodeError():

@@ -19,6 +19,7 @@ SCORE = """\
     def score(self, task, completion):
         return Score(float(completion == task.data["answer"]))
 """
+CHATS = "    tasks = lambda self, split, seed: [Task([dict(role='user', content='a')])]\n"
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,16 @@ MISTAKES = {
                               "the task's data has answer"),
     "finds nothing": score("import re; return Score(float(re.search('x', completion).group()))", ".group()",
                            "raised AttributeError: 'NoneType'", "re.search gives None"),
+    "reads the task itself": score("return Score(float(task['answer'] == completion))", "task['answer']", "not subscriptable",
+                                   "read task.data[KEY]; the task's data has answer"),
+    "reads an attribute of the task": score("return Score(float(task.answer == completion))", "task.answer",
+                                            "no attribute 'answer'", "read task.data[KEY]; the task's data has answer"),
+    "wrong field of a score": score("return Score(1.0, correct=True)", "correct=True", "unexpected keyword argument 'correct'",
+                                    "Score takes reward, solve, flags, metrics and spans"),
+    "score without a reward": score("return Score()", "Score()", "missing 1 required positional argument: 'reward'",
+                                    "Score takes reward, solve"),
+    "yields a score": score("yield Score(1.0)", DEF_SCORE, "which is no Score", "write return in place of yield"),
+    "says nothing": score("assert completion == 'a'", "assert", "raised AssertionError; ", "return Score(0.0)"),
     "cannot read the completion": score("return Score(int(completion[99]))", "completion[99]", "raised IndexError",
                                         "return Score(0.0) for one that cannot be read"),
     "score takes no completion": Mistake(f"{HEAD}{TASKS}{SCORE.replace(', completion)', ')')}", DEF_SCORE,
@@ -77,6 +88,10 @@ MISTAKES = {
     "async score": Mistake(f"{HEAD}{TASKS}{SCORE.replace('def', 'async def')}", DEF_SCORE, "score is async", "without async"),
     "no score": Mistake(f"{HEAD}{TASKS}", "class Mine", "Mine needs the methods", "add what is missing"),
     # --- the class and its file
+    "relative import": Mistake(f"from .helper import x\n{HEAD}{TASKS}{SCORE}", "from .helper", "attempted relative import",
+                               "write import NAME without dots"),
+    "contexts are text": Mistake(f"{HEAD}    contexts = 'be good'\n{TASKS}{SCORE}", "class Mine", "contexts is str 'be good'",
+                                 'write contexts = {"encourage": TEXT'),
     "needs a setting": Mistake(f"{HEAD}    def __init__(self, low):\n        pass\n{TASKS}{SCORE}", "def __init__",
                                "missing a required argument: 'low'", "set env.Mine.low=VALUE"),
     "fails when it is made": Mistake(f"{HEAD}    def __init__(self):\n        open('no/words')\n{TASKS}{SCORE}", "open(",
@@ -89,12 +104,18 @@ MISTAKES = {
     "attribute of a module": Mistake(f"import math\nmath.tau2\n{HEAD}{TASKS}{SCORE}", "tau2", "cannot be loaded: AttributeError",
                                      "correct the code there"),
     # --- episodes
+    "episode returns nothing": Mistake(f"{HEAD}{CHATS}    def episode(self):\n        Episode()\n", "def episode",
+                                       "episode returned None, which lacks the method start", "derives from Episode"),
+    "episode returns a class": Mistake(f"{HEAD}{CHATS}    def episode(self):\n        return Episode\n", "def episode",
+                                       "which is a class", "write return Episode()"),
+    "episode returns itself": Mistake(f"{HEAD}{CHATS}    def episode(self):\n        return self\n", "def episode",
+                                      "which lacks the method start", "derives from Episode"),
     "step returns a number": Mistake(
-        f"{HEAD}    tasks = lambda self, split, seed: [Task([dict(role='user', content='a')])]\n    def episode(self):\n"
+        f"{HEAD}{CHATS}    def episode(self):\n"
         "        return Talk()\n\n\nclass Talk(Episode):\n    def step(self, messages):\n        return 1.0\n",
         "def step", "step returned 1.0", "return a Score or messages"),
     "async step": Mistake(
-        f"{HEAD}    tasks = lambda self, split, seed: [Task([dict(role='user', content='a')])]\n    def episode(self):\n"
+        f"{HEAD}{CHATS}    def episode(self):\n"
         "        return Talk()\n\n\nclass Talk(Episode):\n    async def step(self, messages):\n        return Score(1.0)\n",
         "def step", "step is async", "without async"),
 }

@@ -150,6 +150,18 @@ def test_a_name_that_is_not_there_is_answered_with_what_is(path, kind, hint, wri
         find_object("env.x.path", path, kind)
 
 
+@pytest.mark.parametrize(("isolate", "below", "said"), [
+    (False, "\n\nMine = Mine()\n", "Mine is an object of the class Mine, no class"),
+    pytest.param(True, "\n\nMine = Mine()\n", "Mine is an object of the class Mine, no class", marks=pytest.mark.slow),
+    pytest.param(True, "    def all_settings(self):\n        return 1 / 0\n",
+                 "mine.py:11: cannot be described: ZeroDivisionError", marks=pytest.mark.slow)])
+def test_what_cannot_be_built_or_described_is_told_once_and_no_process_is_started_again(isolate, below, said, written, caplog):
+    written(Mistake(MISTAKES["returns a float"].text + below, "", "", ""))
+    with pytest.raises(RoutedRLError, match=re.escape(said)):
+        load_environments({"Mine": {"path": PATH, "isolate": isolate}})
+    assert "restart" not in caplog.text
+
+
 @pytest.mark.parametrize(("body", "line", "says", "remedy"), [
     ("return 1.0", 1, "paid returned 1.0, no list", "return a list with one number"),
     ("return ['1']", 1, "which is text", "return a list with one number"),

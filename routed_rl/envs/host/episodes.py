@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from routed_rl.envs.conversation import checked
+from routed_rl.envs.conversation import checked, episode_of
 from routed_rl.envs.core import Episode, Message, Score, Task
 from routed_rl.envs.faults import ContractError, definition
 from routed_rl.envs.host.wire import is_plain, pack_score, pack_task, unpack_score, unpack_task
@@ -60,12 +60,12 @@ class OpenEpisodes:
         number, method, messages = request["number"], request["method"], request["messages"]
         task = unpack_task(request["task"], sealed=False)
         if method == "start":
-            episode = environment.episode()
+            episode = episode_of(environment)
             said = {"answer": checked(episode, "start", episode.start(task)),
                     "tools": [dict(tool) for tool in getattr(episode, "tools", Episode.tools)],
                     "max_turns": int(getattr(episode, "max_turns", Episode.max_turns))}
         else:
-            episode = self.open.pop(number, None) or self._played_again(environment.episode(), task, messages)
+            episode = self.open.pop(number, None) or self._played_again(episode_of(environment), task, messages)
             said = _turn(episode, method, messages)
             if isinstance(said, Score):
                 return pack_score(judged(said, lambda: definition(getattr(episode, method, None))))

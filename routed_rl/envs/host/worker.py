@@ -73,9 +73,11 @@ class Worker:
         self.episodes = OpenEpisodes(lambda: self.outbox.write(b"\n"))
         try:
             self.environment: Any = build_staged(request["name"], request["path"], request["arguments"], request["stages"])
+            return describe_environment(self.environment)
         except RoutedRLError as error:
             return {"refused": [type(error).__name__, str(error)]}
-        return describe_environment(self.environment)
+        except (Exception, SystemExit) as error:
+            return {"refused": ["TaskError", f"env.{request['name']}: {failure_of(error, 'cannot be described:').text}"]}
 
     def task(self, request: dict[str, Any]) -> dict[str, Any]:
         """Answer with the task that has the number `place` in the task stream `reader`; both are entries of `request`. If the
