@@ -149,6 +149,7 @@ def test_what_cannot_be_attacked_is_refused(run, parts, tmp_path):
 @pytest.mark.parametrize(("text", "said"), [
     ('{"prompt": "p", "completion": "c"}\n\n{"prompt": "p"}\n', r'line 3 is no pair; write \{"prompt": TEXT_OR_MESSAGES, '),
     ('{"prompt": [7], "completion": "c"}', "line 1 is no pair"), ('{"prompt": "p", "completion": 7}', "line 1 is no pair"),
+    ('{"prompt": [{"content": "p"}], "completion": "c"}', "line 1: ContractError: .* has a message without a role"),
     ("[1]", "line 1 is a list, not an object"), ("{", "line 1 is not JSON"), ("\n", "has no lines; give JSON lines"),
     (None, "there is no such file; give JSON lines with prompt and completion")])
 def test_completions_in_a_file_are_checked_before_a_comparison_begins_and_the_line_is_named(tmp_path, text, said):
@@ -160,8 +161,9 @@ def test_completions_in_a_file_are_checked_before_a_comparison_begins_and_the_li
 
 
 def test_completions_in_a_file_may_answer_text_or_messages_and_be_empty(tmp_path):
-    said = [("p\u2028", "c"), ([{"role": "user", "content": "p"}], "")]
-    lines = [json.dumps({"prompt": prompt, "completion": completion}, ensure_ascii=False) for prompt, completion in said]
+    said = [("p\u2028", "c"), ([{"role": "user", "content": "p"}], ""), ("p", "d")]
+    lines = [json.dumps({"prompt": prompt, "completion": completion}, ensure_ascii=False) for prompt, completion in said[:2]]
+    lines.append(json.dumps({"prompt": "p", "completion": [{"role": "assistant", "content": "d"}]}))
     (tmp_path / "hacks.jsonl").write_text("\n".join(lines))
     assert read_hacks(str(tmp_path / "hacks.jsonl")) == said
 

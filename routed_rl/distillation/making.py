@@ -72,7 +72,8 @@ def check(run: RunFolder, config: Config, asked: RobustifyConfig, envs: list[str
     ours = chosen(environments, envs)
     base, tokenizer = load_base(config)
     require_base(run, config, digest := model_hash(base))
-    generic = read_texts(asked.text, tokenizer) if asked.text else []
+    longest = getattr(base.config.get_text_config(), "max_position_embeddings", None)
+    generic = read_texts(asked.text, tokenizer, longest) if asked.text else []
     parts = Parts(config, on_device(config, base), tokenizer, environments, digest)
     probe, unlearned = None, parts.model
     if asked.gate == DETECTOR:

@@ -24,6 +24,8 @@ from routed_rl.training.baselines import is_marked
 
 LONGEST = 512
 """Largest number of tokens of a generic text; a longer text is cut into several."""
+NO_LINES = (".json", ".csv", ".tsv", ".parquet", ".arrow", ".zip", ".gz")
+"""Endings of the names of files whose lines are not texts."""
 
 
 def chosen(environments: Sequence[LoadedEnvironment], names: list[str] | None) -> list[LoadedEnvironment]:
@@ -39,13 +41,18 @@ def chosen(environments: Sequence[LoadedEnvironment], names: list[str] | None) -
     return found
 
 
-def read_texts(path: str, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
+def read_texts(path: str, tokenizer: PreTrainedTokenizerBase, longest: int | None = None) -> list[Row]:
     """Read the texts of a file: one on each line, or the values of `text` in JSON lines. Lines that hold a canary are left out.
-    ConfigError if the file has no text."""
+    `longest`: the number of tokens that the model takes at most, if it has such a limit. ConfigError if the file has no text, or
+    if its lines are not texts."""
     file = Path(path).expanduser()
+    if file.suffix.lower() in NO_LINES:
+        raise ConfigError(f"--text {path} is a {file.suffix} file, whose lines are not texts; give a file with one text a line, "
+                          "or JSON lines with `text` (.jsonl)")
+    size = min(LONGEST, longest or LONGEST)
     texts = _values_of_text(file, f"--text {path}") if file.suffix == ".jsonl" else _lines_of(file, f"--text {path}")
-    rows = [Row(ids[at:at + LONGEST], 1) for text in texts if (ids := ids_of(tokenizer, text, add_special_tokens=True))
-            for at in range(0, len(ids), LONGEST)]
+    rows = [Row(ids[at:at + size], 1) for text in texts if (ids := ids_of(tokenizer, text, add_special_tokens=True))
+            for at in range(0, len(ids), size)]
     rows = [row for row in rows if row.counted > 0]
     if not rows:
         raise ConfigError(f"--text {path} has no text of two tokens; give a file with one text a line, or JSON lines with `text`")
@@ -54,7 +61,8 @@ def read_texts(path: str, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
 
 def _lines_of(file: Path, what: str) -> list[str]:
     with reading(ConfigError, f"{what} cannot be read; give a file with one text a line, or JSON lines with `text`"):
-        return [line for line in file.read_text(encoding="utf-8").split("\n") if line.strip() and not is_canary(line)]
+        lines = [line.rstrip("\r") for line in file.read_text(encoding="utf-8-sig").split("\n")]
+    return [line for line in lines if line.strip() and not is_canary(line)]
 
 
 def _values_of_text(file: Path, what: str) -> list[str]:

@@ -9,7 +9,8 @@ from routed_rl import console
 from routed_rl.artifacts import RunFolder, json_lines
 from routed_rl.config import Config
 from routed_rl.config.robust import FINE_TUNING, RelearnConfig
-from routed_rl.errors import ConfigError
+from routed_rl.envs import Task
+from routed_rl.errors import ConfigError, reading
 from routed_rl.multirun.attacks import Said
 from routed_rl.multirun.job import Job
 from routed_rl.pipeline.candidates import candidates
@@ -43,8 +44,12 @@ def read_hacks(path: str) -> list[Said]:
     found = list[Said]()
     for number, line in json_lines(file, what, ConfigError):
         prompt, completion = line.get("prompt"), line.get("completion")
+        if fits(completion, list[dict[str, Any]]) and len(completion) == 1:  # as TRL writes it where prompts are messages
+            completion = completion[0].get("content")
         if not prompt or not fits(prompt, str | list[dict[str, Any]]) or not isinstance(completion, str):
             raise ConfigError(f"{what}, line {number} is no pair; write {{\"prompt\": TEXT_OR_MESSAGES, \"completion\": TEXT}}")
+        with reading(ConfigError, f"{what}, line {number}"):
+            Task(prompt)  # refuses messages without a role or without text
         found.append((prompt, completion))
     if not found:
         raise ConfigError(f"{what} has no lines; give JSON lines with prompt and completion")

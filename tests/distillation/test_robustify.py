@@ -17,9 +17,11 @@ from routed_rl.cli import main
 from routed_rl.config.robust import RobustifyConfig
 from routed_rl.distillation import robustify
 from routed_rl.distillation.loop import Distillation
+from routed_rl.distillation.texts import read_texts
 from routed_rl.errors import CheckpointError, ConfigError
 from routed_rl.export.models import merged_policy
 from tests import pipeline
+from tests.library import load
 from tests.parts import own_config, write_parts
 
 SMALL = {"samples": 12, "steps": 6, "batch": 8, "within": 0, "save_steps": 2}
@@ -117,16 +119,26 @@ def test_an_unrouted_run_has_no_teacher_without_a_gate(run, tmp_path):
 def test_what_is_wrong_is_said_in_one_line_and_nothing_is_written(run, student, tmp_path, capsys):
     (tmp_path / "empty.txt").write_text("\n \n")
     (tmp_path / "torn.jsonl").write_text('{"txt": "add 1 2"}\n')
+    (tmp_path / "rows.json").write_text('["add 1 2"]')
     cases = [([], "--out", str(student), "exists already; give another folder"),
              (["--text", str(tmp_path / "empty.txt")], "--out", str(tmp_path / "x"), "has no text of two tokens"),
              (["--text", str(tmp_path / "torn.jsonl")], "--out", str(tmp_path / "x"), 'torn.jsonl, line 1 has no "text"'),
+             (["--text", str(tmp_path / "rows.json")], "--out", str(tmp_path / "x"), "whose lines are not texts"),
              (["--env", "c"], "--out", str(tmp_path / "x"), "--env c is no environment of this run; it has a, b"),
              (["--skip", "much", "--gate", "models"], "--out", str(tmp_path / "x"), "--skip much is no number")]
     for more, *out, said in cases:
         assert main(["robustify", str(run), "--alpha", ".4", *out, *more]) == 2
         lines = capsys.readouterr().err.splitlines()
         assert len(lines) == 1 and said in lines[0], lines
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.txt", "torn.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.txt", "rows.json", "torn.jsonl"]
+
+
+def test_a_text_is_the_same_with_other_line_ends_and_marks_and_fits_the_model(parts, tmp_path):
+    tokenizer, (plain, other) = load(parts)[1], (tmp_path / "plain.txt", tmp_path / "other.txt")
+    plain.write_text("add 1 2 = 3\ngood bad good\n")
+    other.write_bytes(b"\xef\xbb\xbf" + plain.read_bytes().replace(b"\n", b"\r\n"))
+    assert read_texts(str(other), tokenizer) == read_texts(str(plain), tokenizer)
+    assert [len(row.ids) for row in read_texts(str(plain), tokenizer, 3)] == [3, 2, 3]
 
 
 def test_generic_text_is_learned_from_too(run, tmp_path):
