@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 from routed_rl.config.references import masked, remember_written
 from routed_rl.errors import CheckFailed, Halted, RoutedRLError, Stopped, command
@@ -34,7 +35,7 @@ def guarded(action: Callable[[], object], argv: list[str]) -> int:
             action()
         return 0
     except Stopped as stopped:
-        hint = "" if "resume" in str(stopped) else f"; to go on: {_resume(argv)}"
+        hint = "" if "resume" in str(stopped) else f"; {_going_on(stopped, argv)}"
         return _fail(f"{stopped}{hint}", 128 + stopped.signal, "stopped")
     except Halted as halted:
         print(f"run: {halted.run}", flush=True)
@@ -42,7 +43,7 @@ def guarded(action: Callable[[], object], argv: list[str]) -> int:
     except RoutedRLError as error:
         return _fail(str(error), 4 if isinstance(error, CheckFailed) else 2)
     except KeyboardInterrupt as interrupt:
-        hint = "; ".join(getattr(interrupt, "__notes__", [])) or f"to go on: {_resume(argv)}"
+        hint = _going_on(interrupt, argv)
         by_signal = isinstance(interrupt, Terminated)
         print(f"\n{'stopped by SIGTERM' if by_signal else 'interrupted'}; {masked(hint)}", file=sys.stderr)
         return 128 + (signal.SIGTERM if by_signal else signal.SIGINT)
@@ -87,6 +88,16 @@ def leave_at_the_end() -> Callable[[int], None]:
 def _fail(message: str, code: int = 2, what: str = "error") -> int:
     print(f"{what}: {masked(' '.join(message.split()))}", file=sys.stderr)
     return code
+
+
+def _going_on(ended: BaseException, argv: list[str]) -> str:
+    """How the user can go on after an interrupt: the notes of the exception, which it has if a run had begun. Without notes: for
+    `train` and `rollback` the same command again, unless the folder that they name holds a run; otherwise as `_resume` says."""
+    if notes := getattr(ended, "__notes__", []):
+        return "; ".join(notes)
+    folder = next((text[4:] for text in reversed(argv) if text.startswith("out=")), None)
+    begun = folder is not None and Path(os.path.expanduser(folder), "config.yaml").exists()
+    return f"to go on: {command(*argv) if argv[0] in ('train', 'rollback') and not begun else _resume(argv)}"
 
 
 def _resume(argv: list[str]) -> str:

@@ -16,10 +16,11 @@ from tempfile import TemporaryDirectory
 import pytest
 
 import routed_rl
-from routed_rl.artifacts import data_root
+from routed_rl.artifacts import RunFolder, data_root
 from routed_rl.cli import main
 from routed_rl.cli.compose import compose
 from routed_rl.cli.verbs import VERBS
+from routed_rl.cli.words import paths
 from routed_rl.config import AuditConfig, FilterConfig
 from routed_rl.config.robust import RelearnConfig, RobustifyConfig
 from routed_rl.errors import ConfigError, SubspaceError
@@ -50,7 +51,22 @@ def engine(monkeypatch):
             setattr(module, name, lambda *args, _name=name, **kwargs: calls.append((_name, args, kwargs)) or Path("DIR"))
         monkeypatch.setitem(sys.modules, module.__name__, module)
         monkeypatch.setattr(routed_rl, unit, module, raising=False)
+    monkeypatch.setattr(RunFolder, "open", classmethod(lambda cls, path: cls(path)))
     return calls
+
+
+@pytest.mark.parametrize("words", [["resume"], ["rollback", "--step", "1"], ["audit"], ["filter", "--out", "F"],
+                                   ["robustify", "--alpha", ".4", "--out", "D"]])
+def test_a_folder_without_a_run_is_refused_before_anything_heavy_is_imported(words, monkeypatch, capsys, tmp_path):
+    for unit in ("pipeline.train", "pipeline.rollback", "pipeline.filtering", "audit", "distillation"):
+        monkeypatch.setitem(sys.modules, f"routed_rl.{unit}", None)
+    assert main([words[0], str(tmp_path), *words[1:]]) == 2
+    assert f"{tmp_path} is not a run folder" in capsys.readouterr().err
+
+
+def test_a_run_whose_name_has_a_comma_is_one_run(tmp_path):
+    (tmp_path / "a,b").mkdir()
+    assert paths([f"{tmp_path}/a,b", "c,d"]) == [f"{tmp_path}/a,b", "c", "d"]
 
 
 def fails_with(monkeypatch, error: BaseException) -> None:
@@ -311,8 +327,15 @@ def test_a_bug_is_a_traceback_and_exit_1(engine, monkeypatch, capsys):
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_an_interrupt_says_how_to_go_on(engine, monkeypatch, capsys):
+def test_an_interrupt_says_how_to_go_on(engine, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
     fails_with(monkeypatch, KeyboardInterrupt())
+    assert main(["train"]) == 130
+    assert capsys.readouterr().err.strip() == "interrupted; to go on: routed-rl train"
+    assert main(["train", "out=D"]) == 130
+    assert capsys.readouterr().err.strip() == "interrupted; to go on: routed-rl train out=D", "no run has begun"
+    (tmp_path / "D").mkdir()
+    (tmp_path / "D" / "config.yaml").touch()
     assert main(["train", "out=D"]) == 130
     assert capsys.readouterr().err.strip() == "interrupted; to go on: routed-rl resume D"
     monkeypatch.setattr(sys.modules["routed_rl.pipeline.leaving"], "discard", sys.modules["routed_rl.pipeline.train"].train)

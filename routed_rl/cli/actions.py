@@ -5,12 +5,13 @@ itself."""
 from argparse import Namespace
 from datetime import datetime
 
+from routed_rl.artifacts import RunFolder
 from routed_rl.cli.compose import compose
 from routed_rl.cli.hardening import attacks, experiment
 from routed_rl.cli.hardening import relearn as relearn  # a verb
 from routed_rl.cli.paths import from_anywhere
 from routed_rl.cli.space import split
-from routed_rl.cli.words import assigned, names, numbers, refuse_fixed, shares
+from routed_rl.cli.words import assigned, names, numbers, paths, refuse_fixed, shares
 from routed_rl.errors import ConfigError
 from routed_rl.multirun.arms import set_by_all
 from routed_rl.stopping import STOP
@@ -27,6 +28,7 @@ def train(given: Namespace) -> None:
 
 
 def resume(given: Namespace) -> None:
+    RunFolder.open(given.run)  # before TRL is imported, which takes most of ten seconds
     from routed_rl.pipeline.train import resume as resume_run
 
     with STOP.listening():
@@ -34,6 +36,7 @@ def resume(given: Namespace) -> None:
 
 
 def rollback(given: Namespace) -> None:
+    RunFolder.open(given.run)
     from routed_rl.pipeline.rollback import rollback as roll_back
 
     with STOP.listening():
@@ -106,7 +109,7 @@ def calibrate(given: Namespace) -> None:
 
     out = given.out or f"runs/{datetime.now().strftime('%Y-%m-%d-%H%M%S')}-calibration"
     seeds = 20 if given.seeds is None else given.seeds
-    calibrate_monitor(from_anywhere(given.overrides), names(given.runs) or [], seeds, given.rate, out, given.jobs, compose)
+    calibrate_monitor(from_anywhere(given.overrides), paths(given.runs), seeds, given.rate, out, given.jobs, compose)
 
 
 def env(given: Namespace) -> None:

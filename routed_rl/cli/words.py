@@ -31,6 +31,12 @@ def assigned(text: str | None) -> list[str]:
     return [each.strip() for each in re.split(r",(?![^\[{]*[\]}])", text or "") if each.strip()]
 
 
+def paths(lists: list[str] | None) -> list[str]:
+    """The paths in an option that takes PATH[,PATH] and may be repeated. A path that exists is one path, also with commas in
+    it."""
+    return [path for each in lists or [] for path in ([each] if os.path.exists(each) else names([each]) or [])]
+
+
 def numbers(option: str, text: str, kind: type[Number], example: str) -> list[Number]:
     """The numbers in `text`, the value N[,N] of `option`. ConfigError if one is no number; the message shows `example`, a valid
     value."""

@@ -80,9 +80,10 @@ def mixture(environments: list[LoadedEnvironment], seed: int, split: str = "trai
     """Yield (index of the environment, task) without end. The `weights` of an environment give its share of the tasks.
 
     The next task comes from the environment that is furthest behind its share, so every stretch of tasks keeps the shares. When a
-    weight changes, the counting of shares starts again.
+    weight changes, the counting of shares starts again. TaskError for a prompt that is text where the first one is chat messages,
+    or the other way round.
     """
-    streams = [task_stream(loaded, split, seed) for loaded in environments]
+    streams, text = [task_stream(loaded, split, seed) for loaded in environments], None
     starts = sorted({start for loaded in environments for start, _ in loaded.weights})
     for start, end in itertools.zip_longest(starts, starts[1:]):
         weights = [weight_at(loaded.weights, start) for loaded in environments]
@@ -91,4 +92,9 @@ def mixture(environments: list[LoadedEnvironment], seed: int, split: str = "trai
             behind = [weight / total * count - done for weight, done in zip(weights, given, strict=True)]
             index = behind.index(max(behind))
             given[index] += 1
-            yield index, next(streams[index])
+            task = next(streams[index])
+            text = isinstance(task.prompt, str) if text is None else text
+            if isinstance(task.prompt, str) != text:
+                raise TaskError(f"environment {environments[index].name} gives text and chat messages in turn, which TRL cannot "
+                                f"batch together: {task.prompt!r:.60}; give all of its prompts as one of the two")
+            yield index, task

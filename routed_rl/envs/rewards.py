@@ -118,8 +118,11 @@ def _only(name: str, function: Callable[..., Any], returned: Any) -> float | Non
     """The only entry, a number or None, of the list `returned`; ContractError with the function's line if `returned` is anything
     else."""
     problem = ""
-    values = [] if isinstance(returned, (str, bytes, dict)) or not hasattr(returned, "__iter__") else list(returned)
-    if not values and returned != []:
+    try:
+        values = None if isinstance(returned, (str, bytes, dict)) else list(returned)
+    except TypeError:  # no list, or an array without dimensions
+        values = None
+    if values is None:
         problem = f"{name} returned {returned!r:.60}, no list"
     elif len(values) != 1:
         problem = f"{name} returned {len(values)} values for 1 completion"

@@ -89,11 +89,11 @@ def forget_deployed(run: RunFolder, *, discard: bool) -> None:
 
 @contextmanager
 def saying_how_to_go_on(run: RunFolder) -> Iterator[None]:
-    """Inside the block, the message of a RolloutError, a LaunchError or Ctrl-C, after which the run can continue, also says how
+    """Inside the block, the message of a RolloutError, a LaunchError or a signal, after which the run can continue, also says how
     to continue it."""
     try:
         yield
-    except KeyboardInterrupt as interrupt:
+    except (KeyboardInterrupt, Stopped) as interrupt:
         interrupt.add_note(f"to go on: {command('resume', run.path)}")
         raise
     except (RolloutError, LaunchError) as error:

@@ -8,7 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from routed_rl.envs import ContractError, EnvironmentProcess, LoadedEnvironment, load_environments, mixture, trained
+from routed_rl.envs import (
+    ContractError,
+    EnvironmentProcess,
+    LoadedEnvironment,
+    Score,
+    Task,
+    load_environments,
+    mixture,
+    trained,
+)
 from routed_rl.envs.curriculum import Staged, build_staged, check_stages, parse_weight
 from routed_rl.errors import ConfigError, TaskError
 from tests.envs.plugins import Plain
@@ -136,3 +145,21 @@ def test_the_config_names_them(isolate):
     assert [task.stage for place, task in tasks if place == 0] == [0] * 5 + [1] * 6
     with pytest.raises((ConfigError, TaskError), match=r"env\.a\.stages\[1\].*nonsense"):
         load_environments({"a": {"path": PATH, "isolate": isolate, "stages": [{"tasks": 1}, {"nonsense": 1}]}})
+
+
+class Turns:
+    """Gives text and chat messages in turn."""
+
+    def tasks(self, split, seed):
+        for number in range(4):
+            yield Task([{"role": "user", "content": "a"}] if number % 2 else "a")
+
+    def score(self, task, completion):
+        return Score(0.0)
+
+
+def test_text_and_chat_messages_in_one_mixture_are_refused_before_they_reach_a_batch():
+    tasks = mixture([LoadedEnvironment("turns", Turns())], 0)
+    next(tasks)
+    with pytest.raises(TaskError, match="environment turns gives text and chat messages in turn"):
+        next(tasks)

@@ -165,6 +165,7 @@ def test_what_cannot_be_built_or_described_is_told_once_and_no_process_is_starte
 @pytest.mark.parametrize(("body", "line", "says", "remedy"), [
     ("return 1.0", 1, "paid returned 1.0, no list", "return a list with one number"),
     ("return ['1']", 1, "which is text", "return a list with one number"),
+    ("return __import__('numpy').float32(1)", 1, "no list", "return a list with one number"),
     ("return [{}]", 1, "which is no number", "return a list with one number"),
     ("return [kwargs['answer'][7]]", 2, "raised IndexError", "correct the code there")])
 def test_a_mistake_in_a_reward_function_too(body, line, says, remedy, written):
