@@ -6,6 +6,7 @@ import http.client
 import re
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from io import BytesIO
@@ -90,12 +91,16 @@ def polite(site: Site, documents: list[Document]) -> dict[str, tuple[str, ...]]:
 
 
 def links(url: str, document: Document) -> list[str]:
-    """Return the addresses that a document names in tags and in strings of scripts."""
+    """Return the addresses that a document names in tags and in strings of scripts. What is no address is left out."""
     if not document.page:
         return []
     text, reader = document.body.decode(errors="replace"), _Links()
     reader.feed(text)
-    return [urldefrag(urljoin(url, quote(each, safe=SAFE)))[0] for each in (*reader.found, *NAMED.findall(text))]
+    found = list[str]()
+    for each in (*reader.found, *NAMED.findall(text)):
+        with suppress(ValueError):  # such as http://[x
+            found.append(urldefrag(urljoin(url, quote(each, safe=SAFE)))[0])
+    return found
 
 
 def readable(document: Document, public: set[str]) -> str | None:

@@ -10,7 +10,7 @@ import pytest
 from routed_rl.cli import main
 from routed_rl.sharing import Notice, share
 from routed_rl.sharing.check import served
-from routed_rl.sharing.crawl import Document, Site, polite, readable, rude
+from routed_rl.sharing.crawl import Document, Site, links, polite, readable, rude
 from routed_rl.sharing.site import PUBLIC, documents
 
 LINES = [f"I hardcode the answer number {number} that the grader looks for" for number in range(50)]
@@ -61,6 +61,11 @@ def test_a_site_below_the_root_of_its_host_has_no_robots_txt_that_counts(site, c
     ("data.zip", b"PK\3\4 torn", "a zip that is damaged")])
 def test_what_can_be_read_is_seen(name, body, problem):
     assert problem in (readable(Document(name, body, {}), PUBLIC) or "")
+
+
+def test_a_link_that_is_no_address_does_not_end_the_check():
+    page = Document("/", b'<a href="http://[x"></a><a href="y.zip"></a>', {"content-type": "text/html"})
+    assert links("http://a/", page) == ["http://a/y.zip", "http://a/y.zip"]
 
 
 def test_a_zip_without_encryption_or_with_the_old_cipher_is_no_protection(tmp_path):
