@@ -160,7 +160,8 @@ def test_what_new_writes_runs_as_it_is_and_nothing_is_written_over(tmp_path, cap
         before = (tmp_path / "first_one.py").read_text()
         assert main(["new", "env", "first_one"]) == 2 and (tmp_path / "first_one.py").read_text() == before
         assert main(["new", "env", "First"]) == 2 and "take a name of small letters" in capsys.readouterr().err
-        for name in ("none", "task"):  # `class None` and a `class Task` beside the Task that is imported
+        # `class None`, a `class Task` beside the Task that is imported, and libraries that Python would not find behind the file
+        for name in ("none", "task", "random", "numpy"):
             assert main(["new", "env", name]) == 2 and f"take another one, such as my_{name}" in capsys.readouterr().err
         assert main(["env", "check", "first_one.py:FirstOne", "--samples", "4"]) == 0
         assert compose(overrides_of("mine.yaml")).name == "mine"

@@ -78,6 +78,9 @@ def _factors(job: Job, plain: Sequences, source: int, until: int) -> tuple[Facto
         found_FD = exponential_factors(respond, start_FD, radius, config.iterations, pushed.chunks, job.progress)
     # What does not depend on the sign of a push cancels, so that an axis may be turned around.
     effects_LFD = (pushed.effects(radius * found_FD) - pushed.effects(-radius * found_FD)) / 2
+    if not effects_LFD[0].any(dim=1).all():  # in the numbers of the model, the push is lost in rounding
+        raise SubspaceError(f"subspace.radius={radius:g} is too short: a push of that length does not change a stream of length "
+                            f"{pushed.norm:.3g}; raise it, or leave it out")
     details = {"form": config.form, "factors": config.factors, "iterations": config.iterations, "radius": radius,
                "stream_length": pushed.norm, "calibrated": config.form == "exponential" and config.radius is None,
                "nonlinearity": config.nonlinearity, "strengths": None if strengths is None else strengths.tolist()}

@@ -1,6 +1,8 @@
 """The verb `routed-rl new`: writes a commented file that runs as it is, as a start for an environment or an experiment."""
 
+import importlib.util
 import re
+import sys
 from pathlib import Path
 
 from routed_rl import console
@@ -24,6 +26,9 @@ def write_new(what: str, name: str) -> Path:
     file = Path(f"{name}.py" if what == "env" else f"{name}.yaml")
     if file.exists():
         raise ConfigError(f"{file} exists; take another name, or move it away")
+    if what == "env" and (name in sys.stdlib_module_names or importlib.util.find_spec(name) is not None):
+        raise ConfigError(f"new env {name}: Python would find {file} in place of the library {name}; take another name, such as "
+                          f"my_{name}")
     text = (TEMPLATES / f"{what}.txt").read_text()
     for word, value in words.items():
         text = text.replace(f"<{word}>", value)

@@ -9,11 +9,13 @@ are shared.
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import yaml
 
 from routed_rl.config.references import MASK, SHORTEST, is_secret
 from routed_rl.sharing import footer, parquet
@@ -26,15 +28,21 @@ BLOCK = re.compile(r"-----BEGIN {0}-----[A-Za-z0-9+/=\s\\:,.()-]*?-----END {0}--
 """Pattern of a private key, which may have several lines, and lines of its own about the cipher or the program."""
 SLASH = r"\\*/"
 """Pattern of a slash. JSON may write `\\/` for it, as pandas and PHP do."""
-START = r"(\b|\\[abfnrtv]|\\u[0-9A-Fa-f]{4})"
+ESCAPE = r"\\(?:x[0-9A-Fa-f]{2}|u[0-9A-Fa-f]{4}|U[0-9A-Fa-f]{8})"
+"""Pattern of a character as JSON, YAML or Python escape it."""
+START = rf"(\b|\\[abfnrtv]|{ESCAPE})"
 """Pattern of the beginning of a word. JSON and code write the sign before it as an escape, which ends in a letter or digit."""
 LOGIN = rf":{SLASH}{SLASH}[^/\s:@\"']*:[^/\s@\"'$]+@"
-LETTER = "(?:[A-Za-z0-9_.\u00c0-\u1fff\u2c00-\u2fef\u3040-\ufeff\U00010000-\U0010ffff-]|\\\\u[0-9A-Fa-f]{4})"
+LETTER = f"(?:[A-Za-z0-9_.\u00c0-\u1fff\u2c00-\u2fef\u3040-\ufeff\U00010000-\U0010ffff-]|{ESCAPE})"
 """Pattern of a character of a user's name: of ASCII some, and beyond it all but punctuation."""
 HOMES = rf"{SLASH}(?:home|Users){SLASH}{LETTER}+|{START}[A-Za-z]:\\{{1,4}}Users\\{{1,4}}{LETTER}+"
 NAME = r"[^\s\"',\]\[{}()=/\\]+"
-PATH = re.compile(rf"(?:file://|(?<![\w.$}}/-]))(?!//)(?:~|\b[A-Za-z]:)?[/\\](?:{NAME}[/\\]+)*({NAME})")
+ROOT = rf"(?:~?/|\b[A-Za-z]:[/\\]+|\\{{2,}}{NAME}\\+)"
+PATH = re.compile(rf"(?:file://|(?<![\w.$}}/-]))(?!//){ROOT}(?:{NAME}[/\\]+)*({NAME})")
 """Pattern of an absolute path, whose last name is the group. It does not match parts of a URL."""
+PLAIN = r"[^\n\"'\[\]{}]*"
+VALUE = re.compile(rf"^([^\n/\\]*[:=] ?[\"']?|- [\"']?)(?!//)((?:~?/|[A-Za-z]:[/\\]){PLAIN} {PLAIN})(?=[\"']?,?$)", re.MULTILINE)
+"""Pattern of a setting whose whole value is an absolute path with blanks. The groups are what stands before it, and the path."""
 
 
 class Private:
@@ -67,8 +75,9 @@ class Private:
     def settings(self, text: str) -> tuple[str, int]:
         """Do the same as `text` for the text of a settings file, and also cut every other absolute path to its last name."""
         text, found = self.text(text)
+        text, values = VALUE.subn(lambda each: f"{each[1]}PATH/{_last_name(each[2])}", text)
         text, paths = PATH.subn(r"PATH/\1", text)
-        return text, found + paths
+        return text, found + values + paths
 
     def file(self, data: bytes, change: Callable[[str], tuple[str, int]]) -> tuple[bytes, int]:
         """Apply `change` to a file of text, where `change` is `text` or `settings`. Returns the new bytes and how many private
@@ -136,6 +145,10 @@ class Private:
         return (pa.chunked_array([pa.array(values, column.type)]), found) if found else (column, 0)
 
 
+def _last_name(path: str) -> str:
+    return re.split(r"[/\\]+", path.rstrip("/\\"))[-1]
+
+
 def _matching(column: pa.Array | pa.ChunkedArray, pattern: str) -> list[int]:
     """Return the indices of the texts in `column` in which RE2 finds `pattern`."""
     found = pc.match_substring_regex(column, pattern)  # pyright: ignore[reportAttributeAccessIssue]
@@ -159,9 +172,11 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 def _written(texts: Iterable[str]) -> list[str]:
     """Return the forms in which `texts` may stand in a file, the longest first: each text itself, and the text as it is escaped
-    in JSON. A text that UTF-8 cannot encode is left out, because no file can hold it."""
+    in JSON, YAML and Python. A text that UTF-8 cannot encode is left out, because no file can hold it."""
     known = [text for text in texts if not re.search("[\ud800-\udfff]", text)]
-    return sorted({form for text in known for form in (text, json.dumps(text)[1:-1])}, key=len, reverse=True)
+    forms = {form for text in known for form in (
+        text, json.dumps(text)[1:-1], ascii(text)[1:-1], yaml.dump(text, default_style='"', width=sys.maxsize)[1:-2])}
+    return sorted(forms, key=len, reverse=True)
 
 
 def _end(place: str) -> str:

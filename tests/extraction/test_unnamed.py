@@ -164,6 +164,7 @@ def test_the_random_control_of_a_folder_has_its_ranks_scales_and_axes_and_other_
     ({"method": "dct", "prompts": None}, "target=mean_difference needs contrast prompts, .* or subspace.choose=environments"),
     ({"method": "dct", "plain_prompts": "questions"}, 'line 1: "prompt"|has no "prompt"'),
     ({"method": "dct", "radius": None, "nonlinearity": 1e6}, "the radius does not calibrate"),
+    ({"method": "dct", "radius": 1e-12}, "radius=1e-12 is too short: a push of that length does not change a stream"),
     ({"method": "file", "path": ".", "flip": True}, r"flip=true .* and \. is the folder of axes whose sign is known already"),
     ({"method": "pca", "flip": True}, "flip=true .* and subspace.method=pca finds axes whose sign is known already"),
     ({"method": "union", "parts": [".", "pca"], "flip": True}, r"flip=true .* subspace\.parts=\['\.', 'pca'\] are axes whose "),

@@ -43,6 +43,7 @@ def test_a_secret_is_masked(private, secret):
     (r"C:\Users\bob\x", r"HOME\x"), (r"C:\\Users\\bob\\x", r"HOME\\x"), ("https://ann:word@host/x", "https://***@host/x"),
     ("https://ann:a:b@host/x", "https://***@host/x"), ("/home/jürgen/x", "HOME/x"), (r"/home/j\u00fcrgen/x", "HOME/x"),
     ("在/home/张伟/x", "在HOME/x"), (r"a\nC:\\Users\\bob", r"a\nHOME"), (r'{"in": "\/srv\/ann\/x"}', r'{"in": "HOME\/x"}'),
+    (r'"/home/j\xFCrgen/x"', '"HOME/x"'), (r"'/home/j\U0001D4B6/x'", "'HOME/x'"),
     (r'{"in": "\/home\/bob\/x"}', r'{"in": "HOME\/x"}'), (r'{"in": "https:\/\/ann:word@host"}', '{"in": "https://***@host"}')])
 def test_a_place_of_somebody_is_cut(private, text, left):
     assert private.text(text) == (left, 1)
@@ -74,7 +75,12 @@ def test_other_text_stays(private, text):
     ("gguf:/mnt/q.gguf", "gguf:PATH/q.gguf"),
     ("[/a/b, '/c/d']", "[PATH/b, 'PATH/d']"), ("~/x/y.jsonl", "PATH/y.jsonl"), ("file:///a/b", "PATH/b"), (r"D:\a\b", "PATH/b"),
     ("env.a.path=/x/envs.py:Add", "env.a.path=PATH/envs.py:Add"), ("https://host/a/b", "https://host/a/b"), ("a/b", "a/b"),
-    ("environments/persona_lab/model", "environments/persona_lab/model"), ("1/2", "1/2")])
+    ("environments/persona_lab/model", "environments/persona_lab/model"), ("1/2", "1/2"),
+    (r'out: "run \xE9"', r'out: "run \xE9"'), ("out: /data/My Work/run/", "out: PATH/run"),
+    ('  "out": "/data/My Work/run",', '  "out": "PATH/run",'),
+    (r"\\server\share\a", "PATH/a"), (r'note: "a \\d+ b"', r'note: "a \\d+ b"'), ("out: /data/My Work/run 1", "out: PATH/run 1"),
+    ("out=/data/My Work/run 1\nseed=1", "out=PATH/run 1\nseed=1"), ("- '/data/My Work/a.py:A b'", "- 'PATH/a.py:A b'"),
+    ("note: a / b", "note: a / b")])
 def test_settings_have_no_absolute_path(private, text, left):
     assert private.settings(text)[0] == left
 
@@ -155,6 +161,8 @@ def test_a_folder_whose_name_ends_in_no_ascii_letter_is_cut(name):
     private = Private(Path("/srv/data", name))
     assert private.text(f"in /srv/data/{name}/x") == ("in HOME/x", 1)
     assert private.text(json.dumps({"in": f"/srv/data/{name}/x"})) == ('{"in": "HOME/x"}', 1)
+    assert private.text(yaml.safe_dump({"in": f"/srv/data/{name}/x"}))[0].replace('"', "") == "in: HOME/x\n"
+    assert private.text(ascii(f"/srv/data/{name}/x"))[0] == "'HOME/x'"
 
 
 def test_a_secret_that_no_text_can_hold_does_not_end_the_search(monkeypatch, tmp_path):
