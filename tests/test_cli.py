@@ -443,6 +443,8 @@ def test_what_many_places_read_is_followed_at_once_also_in_the_trainers_settings
     (["routing.quarantine.max_shfit=1"], "did you mean routing.quarantine.max_shift?"),
     (["rank=3"], "did you mean subspace.rank or routing.labels.rank"),
     (["max_steps=3"], "did you mean trainer.max_steps?"),
+    (["monitor.evidnce.limit=3"], "did you mean monitor.evidence.limit?"),
+    (["monitor.evidence.limits.code=null"], "monitor.evidence.limits.code must be a number, got None"),
     (["learning_rate=1"], "routing.quarantine.learning_rate or baseline.trait.learning_rate or trainer.learning_rate"),
     (["zzz=3"], "known: "),
     (["model.adapter.dropout=0"], "known: model.adapter.alpha, model.adapter.kind"),

@@ -68,7 +68,9 @@ def _typed(composed: DictConfig) -> Config:
         declared = declared_types(Config).get(key)
         if not key or not isinstance(error, ValidationError):
             raise ConfigError(f"{key}: {one_line(error)}" if key else one_line(error)) from error
-        wanted = f"be {declared}" if declared is not None else f"hold settings, such as {key}.NAME=VALUE"
+        of_numbers = declared_types(Config).get(key.rpartition(".")[0]) == "dict[str, float]"
+        wanted = f"be {declared}" if declared is not None else "be a number" if of_numbers else (
+            f"hold settings, such as {key}.NAME=VALUE")
         raise ConfigError(f"{key} must {wanted}, got {OmegaConf.select(composed, key)!r}") from error
     texts: dict[str, Any] = {}
     mapped(written, texts.__setitem__)

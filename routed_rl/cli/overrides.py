@@ -80,6 +80,8 @@ def _check_name(key: str) -> None:
     if key in known or key.startswith(FREE):
         return
     same = [name for name in [*known, *COMMON] if name.rpartition(".")[2] == key.rpartition(".")[2]]
+    if len(same) > 2 and "." in key:  # the same setting of many sections, such as the limits of the monitor's rules
+        same = difflib.get_close_matches(key, same, n=1) or same
     if same:
         raise ConfigError(f"unknown setting {key}; did you mean {' or '.join(same)}?")
     section = key.rpartition(".")[0]

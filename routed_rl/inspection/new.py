@@ -27,7 +27,7 @@ def write_new(what: str, name: str) -> Path:
     if file.exists():
         raise ConfigError(f"{file} exists; take another name, or move it away")
     if what == "env" and (name in sys.stdlib_module_names or importlib.util.find_spec(name) is not None):
-        raise ConfigError(f"new env {name}: Python would find {file} in place of the library {name}; take another name, such as "
+        raise ConfigError(f"new env {name}: Python would find {file} in place of the library {name}; take another one, such as "
                           f"my_{name}")
     text = (TEMPLATES / f"{what}.txt").read_text()
     for word, value in words.items():
