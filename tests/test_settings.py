@@ -71,8 +71,8 @@ def test_files_of_pairs_and_prompts_and_the_target_are_relative_to_the_file_that
 
 
 def test_a_section_whose_settings_are_all_comments_sets_nothing(tmp_path):
-    file = write(tmp_path, "defaults:\n  # - env: empty\ntrainer:\n  # max_steps: 60\nenv:\nkeep:\nrouting:\n  quarantine:\nout:\n"
-                           "subspace.rank:\nname: mine\n")
+    file = write(tmp_path, "defaults:\n  # - env: empty\ntrainer:\n  # max_steps: 60\nenv:\nkeep:\nrouting:\n  quarantine:\n"
+                           "out:\nsubspace.rank:\nname: mine\n")
     assert overrides_of(file) == ["out=null", "subspace.rank=null", "name=mine"]
 
 
