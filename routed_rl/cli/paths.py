@@ -10,8 +10,9 @@ from routed_rl.cli.overrides import hydra_text, parse_override
 from routed_rl.config.axes import AxesConfig
 from routed_rl.config.references import mapped
 
-PATHS = re.compile(r"model\.(adapter\.)?path|env\.[^.]+\.(stages\.)?(path|dataset|reward|solve|flags(\.[^.]+)?)|"
-                   r"subspace\.(path|weights|(plain_)?prompts|answers|pairs|target|(roles|traits|questions)_file|parts|compare_to)")
+PATHS = re.compile(
+    r"model\.(adapter\.)?path|env\.[^.]+\.(stages\.)?(path|dataset|reward|solve|factory|taskset|flags(\.[^.]+)?)|"
+    r"subspace\.(path|weights|(plain_)?prompts|answers|pairs|target|(roles|traits|questions)_file|parts|compare_to)")
 """Pattern of the settings that name files or folders."""
 
 

@@ -359,7 +359,7 @@ def test_paths_are_found_again_from_another_folder(folder, monkeypatch):
     written(folder, "saved")
     typed = ["env=empty", "env.x.dataset=rows.jsonl", "env.x.reward=[own.py:right,own.py:odd]", "env.x.solve=own.py:right",
              "env.x.flags={odd: own.py:odd}", "env.y.dataset=more.saved", "env.y.reward=own.py:right",
-             "env.z.dataset=openai/gsm8k"]
+             "env.z.dataset=openai/gsm8k", "env.w.factory=own.py:Wordle", "env.v.taskset=own.py:Mine", "env.u.taskset=gsm8k"]
     here = compose(typed).env
     kept = from_anywhere(typed)
     monkeypatch.chdir("/")
@@ -367,3 +367,5 @@ def test_paths_are_found_again_from_another_folder(folder, monkeypatch):
     assert here["x"] == {"dataset": f"{folder}/rows.jsonl", "reward": [f"{folder}/own.py:right", f"{folder}/own.py:odd"],
                          "solve": f"{folder}/own.py:right", "flags": {"odd": f"{folder}/own.py:odd"}}
     assert here["y"]["dataset"] == f"{folder}/more.saved" and here["z"]["dataset"] == "openai/gsm8k"
+    assert here["w"]["factory"] == f"{folder}/own.py:Wordle" and here["v"]["taskset"] == f"{folder}/own.py:Mine"
+    assert here["u"]["taskset"] == "gsm8k"
