@@ -43,7 +43,8 @@ NUMBERS: dict[str, tuple[Any, Callable[[float], bool], str]] = {
     "lora_alpha": ((int, float), lambda value: 0 < value < math.inf, "> 0"),
     "lora_dropout": ((int, float), lambda value: 0 <= value < 1, "from 0 to below 1")}
 """For each numeric field of `LoraConfig`: its types, the condition on its value, and that condition in words."""
-UNCALLED = dict.fromkeys(("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"), ("out_proj", "conv1d"))
+UNCALLED: dict[str, tuple[str, ...]] = dict.fromkeys(("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"),
+                                                    ("out_proj", "conv1d"))
 """For each model type, the names of the modules on which PEFT refuses to put a LoRA, because Mamba's fused kernels read their
 weights without calling them (`peft.tuners.tuners_utils`, PEFT 0.19)."""
 FIELDS = {field.name: field for field in dataclasses.fields(LoraConfig)}
