@@ -18,7 +18,7 @@ from routed_rl.pipeline.plan import show_plan
 from routed_rl.subspace import Subspace
 from routed_rl.training.backends import PIECES
 from routed_rl.training.baselines import PromptContexts
-from routed_rl.training.first_scores import check_first_scores
+from routed_rl.training.first_scores import check_evaluated, check_first_scores
 from routed_rl.training.generations import prompts_needed
 from routed_rl.training.plan import Plan, make_plan
 from routed_rl.training.practice import check_practice
@@ -60,7 +60,7 @@ def prepared(config: Config, run: RunFolder, before: RunFolder | None = None, *,
     try_out(plan, parts.model, parts.tokenizer)
     check_prompts(parts.trained, config.seed)
     check_first_scores(config, parts.trained)
-    _ = parts.evaluated  # reports a context without a text here
+    check_evaluated(config, parts.evaluated)  # which also reports a context without a text
     if config.baseline.told:
         PromptContexts(config.baseline, parts.trained).check(config.baseline, parts.trained, config.seed)
     check_practice(config, parts.trained, prompts_needed(plan.arguments) * config.launch.world)

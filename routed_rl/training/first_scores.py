@@ -16,6 +16,13 @@ from routed_rl.training.baselines import check_flags
 from routed_rl.training.spans import check_targets
 
 
+def check_evaluated(config: Config, environments: Sequence[LoadedEnvironment]) -> None:
+    """Make the first evaluation task of each environment, if the run evaluates anything. TaskError if there is none, or if making
+    it fails. Without this check, the run would end only when the base model is evaluated, after the extraction."""
+    for loaded in environments if config.evaluation.samples or config.evaluation.every else ():
+        next(task_stream(loaded, "eval", config.seed))
+
+
 def check_first_scores(config: Config, environments: Sequence[LoadedEnvironment]) -> None:
     """Have each environment score one completion of its first task: the task's gold completion, or an empty text. TaskError if
     the result is no `Score` or has a flag or metric with a wrong name. ConfigError if the scores lack a flag, a metric or a

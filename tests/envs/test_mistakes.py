@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 import pytest
 
-from routed_rl.config import Config
+from routed_rl.config import Config, EvaluationConfig
 from routed_rl.envs import Conversation, Scorer, check_prompts, has_episodes, load_environments, task_stream
 from routed_rl.envs.build import find_object
 from routed_rl.envs.faults import Failure, Kind
@@ -19,7 +19,7 @@ from routed_rl.envs.host.wire import pack_score, unpack_failure
 from routed_rl.errors import ConfigError, RoutedRLError, TaskError
 from routed_rl.exits import guarded
 from routed_rl.inspection import check_environments, try_environments
-from routed_rl.training.first_scores import check_first_scores
+from routed_rl.training.first_scores import check_evaluated, check_first_scores
 from tests.envs.mistakes import MISTAKES, UNPICKLED, Mistake
 
 PATH = "mine.py:Mine"
@@ -81,6 +81,14 @@ def test_a_score_that_is_none_is_told_before_training_and_a_failure_is_left_to_b
     with pytest.raises(TaskError) as caught:
         check_first_scores(Config(), loaded)
     assert fits(MISTAKES[name], str(caught.value))
+
+
+def test_an_environment_without_tasks_to_evaluate_is_told_before_anything_slow_and_only_if_it_is_evaluated(written):
+    written(Mistake(MISTAKES["returns a float"].text.replace('"say it"', '{"train": "say it"}[split]'), "", "", ""))
+    loaded = load_environments({"Mine": {"path": PATH, "isolate": False}})
+    check_evaluated(Config(evaluation=EvaluationConfig(samples=0)), loaded)
+    with pytest.raises(TaskError, match=r"environment Mine: mine.py:7: failed to make tasks: KeyError: 'eval'"):
+        check_evaluated(Config(), loaded)
 
 
 @pytest.mark.parametrize("kind", get_args(Kind))
