@@ -44,8 +44,8 @@ def read_hacks(path: str) -> list[Said]:
     found = list[Said]()
     for number, line in json_lines(file, what, ConfigError):
         prompt, completion = line.get("prompt"), line.get("completion")
-        if fits(completion, list[dict[str, Any]]) and len(completion) == 1:  # as TRL writes it where prompts are messages
-            completion = completion[0].get("content")
+        if isinstance(completion, list) and fits(completion, list[dict[str, Any]]) and len(completion) == 1:
+            completion = completion[0].get("content")  # as TRL writes it where prompts are messages
         if not prompt or not fits(prompt, str | list[dict[str, Any]]) or not isinstance(completion, str):
             raise ConfigError(f"{what}, line {number} is no pair; write {{\"prompt\": TEXT_OR_MESSAGES, \"completion\": TEXT}}")
         with reading(ConfigError, f"{what}, line {number}"):
