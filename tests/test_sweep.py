@@ -197,6 +197,12 @@ def test_the_page_shows_the_trials_that_are_best_by_each_objective(tmp_path, mon
     assert hack == [0.5, *(0.5 + away / 20 for away in range(1, 6) for _ in "+-"), 0.8]
 
 
+def test_the_page_of_a_sweep_without_objectives_has_no_panel(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep_page, "write_page", lambda page, _: page)
+    page: Any = write_sweep(tmp_path / "sweep.html", outcomes((), ()), SweepConfig())
+    assert page.panels == []
+
+
 def test_a_flag_that_a_trial_never_showed_is_an_objective_of_0(tmp_path):
     trial = Plan([], tmp_path, lambda _: Config()).trial(0, {})
     trial.folder.path.mkdir()

@@ -47,7 +47,10 @@ def write_sweep(file: Path, found: list[Outcome], settings: SweepConfig) -> Path
 
 
 def _panels(found: list[Outcome], settings: SweepConfig) -> list[Panel]:
-    """A panel for each objective that is a share, with the trials that are best by this objective, the best first."""
+    """A panel for each objective that is a share, with the trials that are best by this objective, the best first. None without
+    objectives, for which `settings.directions` nevertheless has the default."""
+    if not settings.objectives:
+        return []
     winners = {each.trial.name for each in best(found, settings.directions)}
     made = []
     for place, (path, direction) in enumerate(zip(settings.objectives, settings.directions, strict=True)):
