@@ -46,7 +46,7 @@ NUMBERS: dict[str, tuple[Any, Callable[[float], bool], str]] = {
 UNCALLED: dict[str, tuple[str, ...]] = dict.fromkeys(("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"),
                                                     ("out_proj", "conv1d"))
 """For each model type, the names of the modules on which PEFT refuses to put a LoRA, because Mamba's fused kernels read their
-weights without calling them (`peft.tuners.tuners_utils`, PEFT 0.19)."""
+weights without calling them (`peft.tuners.tuners_utils`, PEFT 0.21)."""
 FIELDS = {field.name: field for field in dataclasses.fields(LoraConfig)}
 
 
