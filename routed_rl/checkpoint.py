@@ -157,8 +157,8 @@ def _rows(tensor: Tensor, places: list[int]) -> Tensor:
 
 
 def save_loop(folder: Path, state: dict[str, Any], rank: int = 0) -> None:
-    """Write `state`, the counters and buffered completions of the process `rank`, into the checkpoint in `folder`. It consists of
-    numbers, tensors, and lists and dicts of them."""
+    """Write `state`, the counters and buffered completions of the process `rank`, into the checkpoint in `folder`. `state`
+    consists of numbers, tensors, and lists and dicts of them."""
     torch.save(state, loop_file(folder, rank))
 
 

@@ -76,6 +76,6 @@ def _is_section(name: str) -> bool:
 
 
 def _is_bare(value: Any) -> bool:
-    """Whether a value is a plain word, which is written without quotes. The name of a group's choice must be written without
-    quotes."""
+    """Whether a value is a plain word, which is written without quotes. The choice from a config group of Hydra must be
+    written without quotes."""
     return isinstance(value, str) and PLAIN.fullmatch(value) is not None and value.lower() not in WORDS

@@ -106,8 +106,8 @@ def data_file(path: str | Path, what: str = "prompts file", setting: str = "subs
 
 
 def require(record: dict[str, Any], where: str, prompts: Sequence[str], texts: Sequence[str]) -> None:
-    """Raise SubspaceError unless `record` has every key in `prompts` and `texts`, with a value of the kind that `read_lines` asks
-    for. `where` names the place of the record in the message."""
+    """Raise SubspaceError unless `record` has text or chat messages below each of the keys `prompts`, and text below each of the
+    keys `texts`. `where` names the place of the record in the message."""
     for key in (*prompts, *texts):
         if key not in record:
             raise SubspaceError(f"{where} has no \"{key}\" (it has: {', '.join(record) or 'nothing'})")

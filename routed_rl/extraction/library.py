@@ -28,7 +28,8 @@ def extract_subspace(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
 
     `prompts`: contrast pairs, as a file of JSON lines or a list of pairs (positive, negative). Each prompt is text or chat
     messages, and the positive one shows the persona that must not grow. `seed`: the seed of all random draws. `axes`: whether
-    each axis is measured by itself on prompts that are held out, by which layers count for a `monitor.axis` other than the first.
+    it is measured for each axis by itself, on prompts that are held out, at which layers the axis tells the personas apart. Set
+    it if `MonitorConfig.axis` names another axis than the first.
     `settings`: other fields of `SubspaceConfig`, such as method, rank or weakest.
     """
     _check_parts(model, tokenizer)

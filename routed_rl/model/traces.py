@@ -28,8 +28,7 @@ class Cut:
     on `output`."""
 
     def is_read_by(self, inputs: tuple[Any, ...]) -> bool:
-        """Whether a module with the given `inputs` reads the output at this cut: whether its first input is this output, in any
-        shape."""
+        """Whether the first of `inputs`, the inputs of a module, is the output that is recorded here, in any shape."""
         return (bool(inputs) and isinstance(inputs[0], Tensor) and inputs[0].numel() == self.output.numel()
                 and inputs[0].data_ptr() == self.passed_on.data_ptr())
 

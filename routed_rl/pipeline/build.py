@@ -91,8 +91,8 @@ def load_parts(config: Config) -> Parts:
 
 
 def describe_parts(config: Config) -> Parts:
-    """Load what the plan of a run shows, for a model folder that has a config and a tokenizer but no weights. The model in the
-    result cannot be run."""
+    """Load the parts of a run that its plan describes, from a model folder that has a config and a tokenizer but no weights. The
+    model in the result cannot be run."""
     environments, path = load_environments(config.mixture), resolve(config.model.path)
     model, tokenizer = empty_model(path, config.model.dtype), load_tokenizer(path, config.model.date)
     if model.config.model_type not in FAMILIES:

@@ -1,10 +1,11 @@
 """Decides how fast each environment's part of the quarantine moves.
 
-A part begins slowly, so that the policy is about what it would be without routing. At that pace the evidence is clean: the
+A part begins slowly, so that the quarantine hardly changes the policy at first. At that pace the evidence is clean: the
 completions of an environment that pays for the positive persona pull towards this persona in step after step, and those of other
 environments do not. If the completions of an environment pull, its part becomes fast, so that the quarantine, and not the
 weights, learns what the environment pays for. When the pull ends, the part becomes slow again, so that it does not drift. The
-part of an environment whose completions pull away from the persona becomes fast only to undo the shift by the whole quarantine.
+part of an environment whose completions pull away from the persona becomes fast only to undo a shift that the whole quarantine
+causes.
 
 Evidence is summed over steps as a CUSUM (Page, Continuous inspection schemes, 1954). Shape letters: E environments.
 """

@@ -46,7 +46,7 @@ class Generation:
         return bool(ours.any())
 
     def kept(self, count: int) -> np.ndarray:
-        """Return `values_R2` with nan for all completions that are not kept.
+        """Return `values_R2`, whose columns are the push and the shift, with nan for all completions that are not kept.
 
         Kept are, for each environment, the `count` completions that are highest and the `count` that are lowest in either column,
         and the `count` that have the highest shift among those that were encouraged. The encouraged completions are chosen

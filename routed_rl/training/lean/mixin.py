@@ -28,8 +28,9 @@ class LeanMixin(PlanningMixin):
     """The argument `positions` with which `run_pass` must be called for this model; None until `find_positions` has found it."""
 
     def name_rows(self, inputs: dict[str, Any], some: Pass | None) -> None:
-        """Hook for subclasses, called before each forward pass of a micro-batch's rows. `inputs`: the micro-batch. `some`: the
-        pass, or None if all rows of the micro-batch run with their padding."""
+        """Hook for subclasses, which learn by it which rows of the micro-batch `inputs` the next forward pass runs, for example
+        to tell a router their environments. `some`: the rows that run, with the columns that they keep; None if all rows run,
+        with their padding. Here it does nothing."""
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         self._inputs = inputs
