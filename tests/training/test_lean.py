@@ -1,4 +1,5 @@
-"""An update that leaves out rows of advantage 0, padding and the logits of prompts has the gradient that TRL's own has."""
+"""An update that leaves out rows of advantage 0, padding and the logits of prompts has the gradient that TRL's own has. So does
+one after a generation that computed the prompt of each group once."""
 
 from __future__ import annotations
 
@@ -32,15 +33,17 @@ def half(completions: list[Any], environment: list[str], **_: Any) -> list[float
 
 
 class Gradient(TrainerCallback):
-    """Keeps the gradients and the ledgers of the first optimizer step, and counts the tokens that the model's layers get."""
+    """Keeps the gradients and the ledgers of the first optimizer step, and counts the tokens that the model's layers get in
+    updates, and the rows of the first pass, which reads the prompts of the first generation."""
 
     def __init__(self) -> None:
         self.found: dict[str, Tensor] = {}
-        self.tokens = 0
+        self.tokens = self.prompts = 0
 
     def on_train_begin(self, *_: Any, model: Any, **__: Any) -> None:
         def count(_module: Any, _inputs: Any, output: Any) -> None:
             self.tokens += output.last_hidden_state.shape[:-1].numel() if torch.is_grad_enabled() else 0
+            self.prompts = self.prompts or len(output.last_hidden_state)
 
         model.base_model.register_forward_hook(count, prepend=True)
 
@@ -94,7 +97,7 @@ QUICK = [SETTINGS[place] for place in (0, 1, 9, -1)]
 def test_the_gradient_is_trls_own(parts, tmp_path, settings):
     ours, theirs = (gradients(parts, tmp_path / str(lean), lean=lean, **settings) for lean in (True, False))
     check_alike(ours, theirs)
-    assert ours.tokens < theirs.tokens
+    assert ours.tokens < theirs.tokens and ours.prompts < theirs.prompts
 
 
 @pytest.mark.slow
@@ -128,6 +131,7 @@ def test_the_gradient_is_trls_own_in_every_family(parts, tmp_path, family):
 def test_routing_gets_the_same_ledger_and_gradient(parts, tmp_path):
     ours, theirs = (gradients(parts, tmp_path / str(lean), lean=lean, routing=ROUTE) for lean in (True, False))
     check_alike(ours, theirs)
+    assert ours.prompts < theirs.prompts
     assert any(name.startswith("ledger") and value.norm() > 0 for name, value in theirs.found.items())
 
 

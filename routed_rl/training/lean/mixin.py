@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from routed_rl.model.adapter import plain
+from routed_rl.model.prefill import sharing_prompts
 from routed_rl.ranks import RANKS
 from routed_rl.training.lean.forward import Pass, find_positions, make_pass, run_pass
 from routed_rl.training.lean.passes import PASS_COST, split_by_length
@@ -31,6 +32,15 @@ class LeanMixin(PlanningMixin):
         """Hook for subclasses, which learn by it which rows of the micro-batch `inputs` the next forward pass runs, for example
         to tell a router their environments. `some`: the rows that run, with the columns that they keep; None if all rows run,
         with their padding. Here it does nothing."""
+
+    def _generate_single_turn(self, *given: Any, **named: Any) -> Any:
+        trainer: Any = self
+        generate = super()._generate_single_turn  # pyright: ignore[reportAttributeAccessIssue]
+        if not self.lean or self.shared or trainer.use_vllm:
+            return generate(*given, **named)
+        model = plain(trainer.accelerator.unwrap_model(trainer.model_wrapped))
+        with sharing_prompts(model, None if trainer.router is None else trainer.router.context):
+            return generate(*given, **named)
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         self._inputs = inputs
