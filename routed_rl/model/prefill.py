@@ -34,9 +34,13 @@ def sharing_prompts(model: nn.Module, context: RoutingContext | None = None) -> 
     def narrow(_module: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
         nonlocal places_B
         first.remove()
-        if args or not _is_plain(inputs) or (found := _different(inputs, before)) is None:
+        if args or not _is_plain(inputs):
             return None
-        rows_U, places_B = found
+        parts = [inputs["input_ids"], inputs.get("attention_mask"), None if before is None else before.unsqueeze(1)]
+        rows_U, found_B = different_rows(torch.cat([part.long() for part in parts if part is not None], dim=1))
+        if len(rows_U) == len(found_B):
+            return None
+        places_B = found_B
         if context is not None and before is not None:
             context.change(practising_B=before[rows_U])
         count = len(places_B)
@@ -52,7 +56,7 @@ def sharing_prompts(model: nn.Module, context: RoutingContext | None = None) -> 
         if context is not None:
             context.change(practising_B=before)
 
-    if getattr(model, "_is_stateful", False) or drops_out(model):
+    if keeps_states(model) or drops_out(model):
         yield
         return
     first = model.register_forward_pre_hook(narrow, with_kwargs=True)
@@ -72,28 +76,29 @@ def _is_plain(inputs: dict[str, Any]) -> bool:
             and tensors <= {*OF_ROWS, "cache_position"} and (mask is None or (isinstance(mask, Tensor) and mask.dim() == 2)))
 
 
-def _different(inputs: dict[str, Any], practising_B: Tensor | None) -> tuple[Tensor, Tensor] | None:
-    """Return the indices of the first row with each different prompt, (U,), and for each row the place of its prompt among them,
-    (B,); None if no two rows share a prompt."""
-    parts = [inputs["input_ids"], inputs.get("attention_mask"), None if practising_B is None else practising_B.unsqueeze(1)]
-    if practising_B is not None:
-        parts.append(practising_B.unsqueeze(1))
-    seen: dict[tuple[int, ...], int] = {}
-    rows, places = list[int](), list[int]()
-    for row, key in enumerate(torch.cat([part.long() for part in parts if part is not None], dim=1).tolist()):
+def different_rows(table_BN: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the index of the first of each set of equal rows of a table of whole numbers, (U,), and for each row the place of
+    its set among them, (B,)."""
+    seen, rows, places = dict[tuple[int, ...], int](), list[int](), list[int]()
+    for row, key in enumerate(table_BN.tolist()):
         place = seen.setdefault(tuple(key), len(seen))
         places.append(place)
         if place == len(rows):
             rows.append(row)
-    device = inputs["input_ids"].device
-    return None if len(rows) == len(places) else (torch.tensor(rows, device=device), torch.tensor(places, device=device))
+    return torch.tensor(rows, device=table_BN.device), torch.tensor(places, device=table_BN.device)
+
+
+def keeps_states(model: nn.Module) -> bool:
+    """Whether the model keeps states outside of transformers' dynamic cache, or states that cannot be copied to other rows."""
+    return bool(getattr(model, "_is_stateful", False))
 
 
 def drops_out(model: nn.Module) -> bool:
-    """Whether a forward pass of the model, in the mode in which it is, draws dropout. The rates are `p` of a dropout module, and
-    every number of a module that has `drop` in its name."""
+    """Whether a forward pass of the model, in the mode in which it is, draws dropout, or the noise of a mixture's router. The
+    rates are `p` of a dropout module, and every number of a module that has `drop` or `jitter` in its name."""
     def rates(module: nn.Module) -> list[float]:
-        named = [value for name, value in vars(module).items() if "drop" in name and isinstance(value, float)]
+        named = [value for name, value in vars(module).items()
+                 if ("drop" in name or "jitter" in name) and isinstance(value, float)]
         return [module.p, *named] if isinstance(module, _DropoutNd) else named
 
     return any(module.training and any(rate > 0 for rate in rates(module)) for module in model.modules())

@@ -16,7 +16,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head
 
-from routed_rl.training.lean.forward import only_states
+from routed_rl.training.lean.forward import changing_states
 from routed_rl.training.trainers import TrainerArguments
 
 
@@ -109,7 +109,7 @@ def update_bytes(config: PreTrainedConfig, dtype: torch.dtype, arguments: Traine
             before = sum(parameter.untyped_storage().nbytes() for parameter in set(model.parameters()))
             with torch.autocast("cpu", torch.bfloat16, enabled=bool(settings.bf16)):
                 if lean or torch.cuda.is_available():
-                    with only_states(model, scored):
+                    with changing_states(model, lambda states: states[scored].unsqueeze(0)):
                         found: Any = model.train()(input_ids=ids, attention_mask=torch.ones_like(ids), fused_lm_head=True,
                                                    shift_labels=labels[scored].unsqueeze(0))
                 else:

@@ -73,6 +73,8 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, LeanMixin, SavingMixin)
         self.strategy, self.shared, self.evaluator, self.lean = strategy, strategy in SHARED, evaluator, lean
         self.router, self.run, self.reward, self.watch, self.practice = router, run, reward, watch, practice
         self.contexts, self.edit, self.advantages, self.health = contexts, edit, advantages, health
+        if router is not None or edit is not None:  # a router books what each row does at the states of its prompt
+            self.shares_prompts = False
         self.metrics_file = MetricsFile(run.metrics, listener)
         names = router.quarantine.environments if router is not None else reward.names
         self.finite = FiniteCheck(run, router, names)

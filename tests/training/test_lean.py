@@ -61,8 +61,8 @@ def gradients(parts: Path, out: Path, *, lean: bool, pay: Callable[..., list[flo
     wanted = {"max_steps": 1, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2, "max_completion_length": 12,
               "save_strategy": "no", "max_grad_norm": 0.0}
     args = arguments(out, **({"kind": RLOOConfig, "beta": 0.0} if kind else {}), **wanted | settings)
-    made = trainer(parts, out, args=args, functions=pay, routing=routing, callbacks=[seen], dataset=uneven(), lean=lean, **kind,
-                   **({"subspace": None} if routing is PLAIN else {}) | (given or {}))
+    made = trainer(parts, out, args=args, functions=pay, routing=routing, callbacks=[seen], lean=lean, **kind,
+                   **({"subspace": None} if routing is PLAIN else {}) | {"dataset": uneven()} | (given or {}))
     made.train()
     return seen
 
@@ -126,6 +126,40 @@ def test_the_gradient_is_trls_own_in_every_family(parts, tmp_path, family):
         found.append(gradients(parts, tmp_path / str(lean), lean=lean, given={"model": model}, **balance))
     check_alike(*found)
     assert found[0].tokens < found[1].tokens
+
+
+def long() -> Any:
+    """Prompts of which each is much longer than its completions, in two lengths."""
+    return rows(16, prompt=["add 1 2 = " * (24 + place % 2) + f"add {place} 3 =" for place in range(16)])
+
+
+def test_an_update_of_mode_none_computes_the_prompt_of_a_group_once(parts, tmp_path):
+    ours, theirs = (gradients(parts, tmp_path / str(lean), lean=lean, given={"dataset": long()}) for lean in (True, False))
+    check_alike(ours, theirs)
+    assert 0 < ours.tokens < 0.15 * theirs.tokens
+
+
+@pytest.mark.slow
+def test_a_router_books_what_each_row_does_so_its_rows_share_no_prompt(parts, tmp_path):
+    ours, theirs = (gradients(parts, tmp_path / str(lean), lean=lean, routing=ROUTE, given={"dataset": long()})
+                    for lean in (True, False))
+    check_alike(ours, theirs)
+    assert ours.tokens > 0.2 * theirs.tokens
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prompts_are_computed_once_in_every_family(parts, tmp_path, family):
+    found = []
+    for lean in (True, False):
+        model: Any = tiny(family)
+        if family == "gpt2":  # learned positions, fewer than these prompts have
+            torch.manual_seed(0)
+            model.transformer.wpe = torch.nn.Embedding(256, model.config.n_embd)
+        balance = {"router_aux_loss_coef": 0.0} if hasattr(model.config, "output_router_logits") else {}
+        found.append(gradients(parts, tmp_path / str(lean), lean=lean, given={"model": model, "dataset": long()}, **balance))
+    check_alike(*found)
+    assert 0 < found[0].tokens < 0.3 * found[1].tokens
 
 
 def test_routing_gets_the_same_ledger_and_gradient(parts, tmp_path):

@@ -66,7 +66,7 @@ def run_pass(model: nn.Module, some: Pass, *, positions: bool) -> tuple[Tensor, 
     inputs: dict[str, Tensor] = {"input_ids": some.ids_RT, "attention_mask": some.mask_RT}
     if positions:
         inputs["position_ids"] = some.columns_RT
-    with only_states(model, some.scored):
+    with changing_states(model, lambda states: states[some.scored].unsqueeze(0)):
         output: Any = model(**inputs, shift_labels=some.labels_N.unsqueeze(0), fused_lm_head=True)
     logps_N = output.log_probs[0]
     return logps_N, torch.zeros_like(logps_N) if output.entropy is None else output.entropy[0]
@@ -80,10 +80,8 @@ def find_positions(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, 
     arguments are as in `make_pass`. The longest and the shortest row of the micro-batch are tried, without dropout, and compared
     within the precision of the model's numbers."""
     whole = attention_mask.sum(1)
-    rows = torch.stack([whole.argmin(), whole.argmax()])
-    device, exact = rows.device.type, next(model.parameters()).dtype == torch.float32
-    limit = 1e-3 if exact and not torch.is_autocast_enabled(device) else 0.2
-    takes = "position_ids" in inspect.signature(_backbone(model).forward).parameters
+    rows, limit = torch.stack([whole.argmin(), whole.argmax()]), precision(model)
+    takes = "position_ids" in inspect.signature(backbone(model).forward).parameters
     with eval_mode(model):
         expected = theirs(model, input_ids[rows], attention_mask[rows], tokens)[0]
         some = make_pass(torch.arange(2, device=rows.device), input_ids[rows], attention_mask[rows], tokens)
@@ -94,17 +92,23 @@ def find_positions(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, 
     return None
 
 
-def _backbone(model: Any) -> nn.Module:
+def precision(model: nn.Module) -> float:
+    """By how much two right computations of a log-probability may differ in the model's numbers."""
+    first = next(model.parameters())
+    return 1e-3 if first.dtype == torch.float32 and not torch.is_autocast_enabled(first.device.type) else 0.2
+
+
+def backbone(model: Any) -> nn.Module:
     return plain(getattr(model, "module", model)).base_model
 
 
 @contextmanager
-def only_states(model: nn.Module, places: tuple[Tensor, Tensor]) -> Iterator[None]:
-    """Inside this context, the model's backbone returns only the final states at `places` (rows and positions, (N,) each), as (1,
-    N, D)."""
+def changing_states(model: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Inside this context, the model's backbone returns `change` of its final states (R, T, D). The result is (1, N, D), the
+    states that predict the tokens of completions."""
     def cut(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-        output.last_hidden_state = output.last_hidden_state[places].unsqueeze(0)
+        output.last_hidden_state = change(output.last_hidden_state)
         return output
 
-    with _backbone(model).register_forward_hook(cut):
+    with backbone(model).register_forward_hook(cut):
         yield

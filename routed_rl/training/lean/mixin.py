@@ -16,6 +16,7 @@ from routed_rl.ranks import RANKS
 from routed_rl.training.lean.forward import Pass, find_positions, make_pass, run_pass
 from routed_rl.training.lean.passes import PASS_COST, split_by_length
 from routed_rl.training.lean.planning import PlanningMixin
+from routed_rl.training.lean.prefix import SharedPass, can_share, make_shared_pass, run_shared_pass
 from routed_rl.training.lean.rows import chosen_rows, lengths
 
 
@@ -27,6 +28,10 @@ class LeanMixin(PlanningMixin):
     """The micro-batch whose loss is being computed."""
     _positions: bool | None = None
     """The argument `positions` with which `run_pass` must be called for this model; None until `find_positions` has found it."""
+
+    shares_prompts: bool | None = None
+    """Whether an update computes the prompt of several rows once. None until `can_share` has said it of the model; False from the
+    beginning where a subclass must tell rows apart, or change what the model computes."""
 
     def name_rows(self, inputs: dict[str, Any], some: Pass | None) -> None:
         """Hook for subclasses, which learn by it which rows of the micro-batch `inputs` the next forward pass runs, for example
@@ -100,10 +105,12 @@ class LeanMixin(PlanningMixin):
                 some = make_pass(others, input_ids, attention_mask, tokens)
                 self.name_rows(inputs, some)
                 entropies_BC = entropies_BC.index_put(some.places, self._run(model, some)[1])
-        whole, found = self.reads_states, list[tuple[Pass, Tensor, Tensor]]()
-        for chosen in [] if not len(rows) else self._passes(rows, lengths(inputs)[rows]):
-            some = make_pass(chosen, input_ids, attention_mask, tokens, whole=whole)
-            self.name_rows(inputs, some)
+        found = list[tuple[Pass | SharedPass, Tensor, Tensor]]()
+        passes = [make_pass(chosen, input_ids, attention_mask, tokens, whole=self.reads_states)
+                  for chosen in (self._divided(rows, lengths(inputs)[rows]) if len(rows) else [])]
+        for some in self._shared(model, passes, rows, input_ids, attention_mask, tokens) or passes:
+            if isinstance(some, Pass):
+                self.name_rows(inputs, some)
             found.append((some, *self._run(model, some)))
         if found:
             rows_N, columns_N = (torch.cat([some.places[axis] for some, *_ in found]) for axis in (0, 1))
@@ -113,7 +120,7 @@ class LeanMixin(PlanningMixin):
             entropies_BC[others] = torch.cat([entropies for *_, entropies in found]).detach().mean()
         return logps_BC, entropies_BC
 
-    def _passes(self, rows: Tensor, lengths_R: Tensor) -> list[Tensor]:
+    def _divided(self, rows: Tensor, lengths_R: Tensor) -> list[Tensor]:
         """Divide the indices `rows` of the rows that run, by their lengths, among forward passes: one tensor of indices for each
         pass. With several processes there is a single pass, because all processes must run equally many. With gradient
         checkpointing there is a single pass too, because a pass that is recomputed would find the router's record of a later
@@ -124,6 +131,24 @@ class LeanMixin(PlanningMixin):
             return [rows]
         cost = PASS_COST.get(rows.device.type, PASS_COST["cuda"])
         return [rows[torch.tensor(places, device=rows.device)] for places in split_by_length(lengths_R.tolist(), cost)]
+
+    def _shared(self, model: nn.Module, passes: list[Pass], rows: Tensor, input_ids: Tensor, attention_mask: Tensor, tokens: int
+                ) -> list[SharedPass]:
+        """Return a pass over the indices `rows` in which rows share their prompts; [] if it would cost as much as `passes`, or if
+        the model or the trainer cannot share."""
+        one = RANKS.count == 1 and not self.reads_states and not plain(model).is_gradient_checkpointing
+        if not passes or not one or self.shares_prompts is False:
+            return []
+        shared = make_shared_pass(rows, input_ids, attention_mask, tokens)
+        cost = PASS_COST.get(rows.device.type, PASS_COST["cuda"])
+        if shared is None or shared.tokens + 2 * cost >= sum(some.ids_RT.numel() + cost for some in passes):
+            return []
+        if self.shares_prompts is None:
+            pair = rows[shared.prompts_R == shared.prompts_R.mode().values][:2]
+            with self.accelerator.autocast():  # pyright: ignore[reportAttributeAccessIssue]
+                self.shares_prompts = can_share(model, input_ids[pair], attention_mask[pair], tokens,
+                                                positions=bool(self._positions))
+        return [shared] if self.shares_prompts else []
 
     @torch.no_grad()
     def _read(self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor, tokens: int, batch_size: int | None,
@@ -137,9 +162,10 @@ class LeanMixin(PlanningMixin):
                 each[some.places] = values
         return found[0], found[1] if entropy else None
 
-    def _run(self, model: nn.Module, some: Pass) -> tuple[Tensor, Tensor]:
+    def _run(self, model: nn.Module, some: Pass | SharedPass) -> tuple[Tensor, Tensor]:
+        run: Any = run_pass if isinstance(some, Pass) else run_shared_pass
         with self.accelerator.autocast():  # pyright: ignore[reportAttributeAccessIssue]
-            return run_pass(model, some, positions=bool(self._positions))
+            return run(model, some, positions=bool(self._positions))
 
 
 def _sampled(inputs: dict[str, Any]) -> Tensor:
