@@ -43,7 +43,7 @@ class Hub:
     def list_repo_files(self, repo: str) -> list[str]:
         return [".gitattributes", *self.files]
 
-    def create_commit(self, repo: str, operations: list[Any], *, commit_message: str) -> None:
+    def create_commit(self, repo: str, operations: list[Any], *, commit_message: str, revision: str | None) -> None:
         self.commits += 1
         for each in operations:
             if isinstance(each, CommitOperationDelete):

@@ -4,21 +4,20 @@ import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
-from huggingface_hub.utils import HFValidationError, validate_repo_id
+from huggingface_hub import HfApi, ModelCard
 
 from routed_rl import console
 from routed_rl.artifacts import ADAPTER_CONFIG, CARD, KEPT, SEAL, RunFolder, read_json, require_seal
-from routed_rl.config.references import remember
 from routed_rl.errors import ConfigError, HubError, RunFolderError, command, reading
+from routed_rl.export.hub import Files, commit, fault_of, require_token
 from routed_rl.export.stock import discard
 from routed_rl.pipeline.finishing import finishing
 from routed_rl.pipeline.older import refuse_older
 from routed_rl.report.card import DEPLOYED, POLICY, QUARANTINE, hub_name
 
 BASE = "base_model_name_or_path"
-Files = dict[str, Path | bytes]
-"""Maps the name of a file in the repository to the file, or to bytes if its content differs from that in the folder."""
+WITH_TOKEN = "export HF_TOKEN with a token that may write"
+"""Words for a message: what to do if there is no token."""
 
 
 def push(source: str, repo: str, what: str | None = None, base: str | None = None, *, private: bool = False,
@@ -28,33 +27,18 @@ def push(source: str, repo: str, what: str | None = None, base: str | None = Non
     which an adapter belongs. `private` makes a new repository private. `force` replaces files that the repository has already.
     `dry_run` shows files and card, and sends nothing."""
     for option, name in (("REPO", repo), ("--base", base)):
-        _check_name(option, name)
+        if name is not None and (fault := fault_of(name)):
+            raise ConfigError(f"{option} {name!r:.120} is no name of a repository ({fault}); write OWNER/NAME")
     if not dry_run:
-        _require_token()
+        require_token(None, WITH_TOKEN)
     with TemporaryDirectory(prefix="routed_rl-") as place:
         files = _files(_folder(source, what, Path(place) / "out"), base, source)
         _show(repo, files)
         if dry_run:
             console.say("dry run: nothing was sent")
-            _require_token()
+            require_token(None, WITH_TOKEN)
         else:
             console.say(f"pushed: {_send(repo, files, private=private, force=force)}")
-
-
-def _check_name(option: str, name: str | None) -> None:
-    try:
-        if name is not None:
-            validate_repo_id(name)
-    except HFValidationError as error:
-        raise ConfigError(f"{option} {name!r:.120} is no name of a repository ({' '.join(str(error).split())[:120]}); write "
-                          "OWNER/NAME") from None
-
-
-def _require_token() -> None:
-    if not (token := get_token()):
-        raise ConfigError("there is no token for the hub, so nothing can be sent; run `hf auth login`, or export HF_TOKEN with a "
-                          "token that may write")
-    remember(token)
 
 
 def _folder(source: str, what: str | None, place: Path) -> Path:
@@ -100,7 +84,7 @@ def _files(folder: Path, base: str | None, source: str) -> Files:
     seal = folder / SEAL
     names = read_json(seal) if seal.exists() else [
         str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
-    files: Files = {name: folder / name for name in sorted({CARD, *names}) if not name.startswith(".")}
+    files: dict[str, Path | bytes] = {name: folder / name for name in sorted({CARD, *names}) if not name.startswith(".")}
     if ADAPTER_CONFIG not in files:
         if base is not None:
             raise ConfigError(f"--base {base} is for an adapter, and {source} gives a whole model; leave it out")
@@ -137,7 +121,5 @@ def _send(repo: str, files: Files, *, private: bool, force: bool) -> str:
             raise ConfigError(f"{repo} has {len(there)} files already, such as {min(there)}; give another name, or replace them "
                               "with --force (its history keeps them)")
         console.say(f"sending {len(files)} files to {address}")
-        added = [CommitOperationAdd(name, each) for name, each in files.items()]
-        gone = [CommitOperationDelete(name) for name in sorted(there - files.keys())]
-        api.create_commit(repo, [*added, *gone], commit_message="Upload by routed_rl")
+        commit(api, repo, files, sorted(there - files.keys()))
         return str(address)

@@ -6,14 +6,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCardData, get_token
-from huggingface_hub.utils import HFValidationError, validate_repo_id
+from huggingface_hub import HfApi, ModelCardData
 
 from routed_rl import console
 from routed_rl.artifacts import ADAPTER_CONFIG, CARD
 from routed_rl.checkpoint import QUARANTINE
-from routed_rl.config.references import remember
 from routed_rl.errors import ConfigError, HubError, reading
+from routed_rl.export.hub import commit, fault_of, require_token
 from routed_rl.model.adapter import is_adapted
 from routed_rl.training.library.model import path_of
 
@@ -39,18 +38,16 @@ def push(trainer: Any, message: str | None, *, blocking: bool, token: str | None
     if wrong := [name for name in card if name not in OF_CARD]:
         raise ConfigError(f"trainer.push_to_hub has no argument {wrong[0]}; for the card it takes {', '.join(OF_CARD)}")
     repo = args.hub_model_id or Path(args.output_dir).absolute().name
-    if not _is_repo(repo):
+    if fault_of(repo):
         raise ConfigError(f"args.hub_model_id={repo!r:.120} is no name of a repository; set it to OWNER/NAME")
     model = trainer.accelerator.unwrap_model(trainer.model)
     base = path_of(model)
-    base = base if _is_repo(base) and not Path(base).exists() else None
+    base = base if not fault_of(base) and not Path(base).exists() else None
     if base is None and is_adapted(model):
         raise ConfigError(f"trainer.push_to_hub: the LoRA belongs to {path_of(model) or 'a model without a name'}, which nobody "
                           "else can load; load the model by its name on the hub, or upload the merged model: "
                           "trainer.quarantine.remove(), then trainer.model.merge_and_unload().push_to_hub(NAME)")
-    if not (token := token or args.hub_token or get_token()):
-        raise ConfigError("there is no token for the hub, so nothing can be sent; run `hf auth login`, or set args.hub_token")
-    remember(token)
+    token = require_token(token or args.hub_token, "set args.hub_token")
     trainer.callback_handler.on_push_begin(args, trainer.state, trainer.control)
     with TemporaryDirectory(prefix="routed_rl-") as place:
         folder = Path(place) / "deployed"
@@ -65,9 +62,7 @@ def push(trainer: Any, message: str | None, *, blocking: bool, token: str | None
             there = api.list_repo_files(name, revision=revision)
             console.say(f"sending the deployed model, {len(files)} files, to {name}")
             old = [each for each in there if each not in files and any(fnmatch(each, pattern) for pattern in OLD)]
-            return api.create_commit(name, [*(CommitOperationAdd(each, path) for each, path in files.items()),
-                                            *map(CommitOperationDelete, old)],
-                                     commit_message=message or "Upload by routed_rl", revision=revision)
+            return commit(api, name, files, old, message, revision)
 
 
 def card_of(trainer: Any, name: str, base: str | None, *, model_name: str | None = None, dataset_name: Any = None,
@@ -93,12 +88,3 @@ def card_of(trainer: Any, name: str, base: str | None, *, model_name: str | None
              *(["## Verdict", "", *(f"- {each}" for each in verdict), ""] if verdict else []),
              "## What is not known", "", *(f"- {each}" for each in UNKNOWN[:None if mode != "none" else 2]), ""]
     return "\n".join(lines)
-
-
-def _is_repo(name: str) -> bool:
-    """Whether `name` may be the name of a repository on the hub."""
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return bool(name)
