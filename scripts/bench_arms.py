@@ -14,13 +14,13 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
 
+from benchmark.refusing import refusing  # noqa: E402
 from benchmark.repeated import Found, Lines, code, ratios  # noqa: E402
 
 from routed_rl import console  # noqa: E402
 from routed_rl.artifacts import RunFolder, write_json  # noqa: E402
 from routed_rl.cli.compose import compose  # noqa: E402
 from routed_rl.cli.words import refuse_fixed  # noqa: E402
-from routed_rl.errors import ConfigError  # noqa: E402
 from routed_rl.multirun.arms import ARMS, UNROUTED, set_by_all  # noqa: E402
 from routed_rl.multirun.job import seeded  # noqa: E402
 from routed_rl.pipeline.train import train  # noqa: E402
@@ -47,10 +47,8 @@ def main() -> None:
     arms = given.arms.split(",")
     if unknown := [arm for arm in arms if arm not in ARMS]:
         parser.error(f"--arms has {unknown[0]}; choose from {', '.join(ARMS)}")
-    try:
+    with refusing(parser):
         refuse_fixed(more, dict.fromkeys(set_by_all(arms), f"--arms {given.arms}") | {"seed": f"--pairs {given.pairs}"})
-    except ConfigError as error:
-        parser.error(str(error))
     settings = [*SHORT, *more]
     lines = Lines(given.json.with_suffix(".jsonl"), {"code": code(), "settings": settings})
     seconds(UNROUTED, 0, settings)  # the first run of a process is slower

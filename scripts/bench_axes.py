@@ -13,12 +13,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
+from benchmark.refusing import refusing
+
 from routed_rl import console
 from routed_rl.artifacts import write_json
 from routed_rl.cli.compose import compose
 from routed_rl.cli.words import refuse_fixed
 from routed_rl.envs import task_stream
-from routed_rl.errors import ConfigError
 from routed_rl.evaluate import evaluate
 from routed_rl.extraction.choose import pushing
 from routed_rl.pipeline.build import Parts, load_parts
@@ -37,11 +38,9 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=500)
     parser.add_argument("overrides", nargs="*")
     given = parser.parse_args()
-    try:
+    with refusing(parser):
         refuse_fixed(given.overrides, {"seed": f"--seeds {given.seeds}", "out": f"--out {given.out}",
                                        "evaluation.samples": f"--samples {given.samples}"})
-    except ConfigError as error:
-        parser.error(str(error))
     parts = load_parts(compose([*given.overrides, f"evaluation.samples={given.samples}"]))
     given.out.mkdir(parents=True, exist_ok=True)
     pairs = write_pairs(parts, given.pairs, given.out / "pairs.jsonl")

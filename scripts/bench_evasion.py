@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
 import torch  # noqa: E402
+from benchmark.refusing import refusing  # noqa: E402
 
 from routed_rl.artifacts import RunFolder  # noqa: E402
 from routed_rl.cli.words import refuse_fixed  # noqa: E402
@@ -160,12 +161,10 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     arguments, more = parser.parse_known_args()
     conditions = arguments.conditions.split(",")
-    try:
+    with refusing(parser):
         for condition in conditions:
             refuse_fixed(more, {text.partition("=")[0]: f"--conditions {condition}" for text in settings_of(condition)})
         refuse_fixed(more, dict.fromkeys(set_by_all(arguments.arms.split(",")), f"--arms {arguments.arms}"))
-    except ValueError as error:
-        parser.error(str(error))
     found, probes = {}, dict[str, Probe]()
     names = {f"{arm}-seed{seed}" for arm in arguments.arms.split(",") for seed in range(arguments.seeds)}
     for condition in conditions:

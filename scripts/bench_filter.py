@@ -12,11 +12,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmark.refusing import refusing
+
 from routed_rl.artifacts import write_json
 from routed_rl.cli.compose import compose
 from routed_rl.cli.words import refuse_fixed
 from routed_rl.config import FilterConfig
-from routed_rl.errors import ConfigError
 from routed_rl.evaluate import evaluate
 from routed_rl.multirun.job import Job, is_finished, train_or_resume
 from routed_rl.pipeline.build import Parts, load_parts
@@ -35,11 +36,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("overrides", nargs="*")
     given = parser.parse_args()
-    try:
+    with refusing(parser):
         refuse_fixed(given.overrides, {"seed": f"--seeds {given.seeds}", "out": f"--out {given.out}",
                                        "trainer.max_steps": f"--steps {given.steps}"})
-    except ConfigError as error:
-        parser.error(str(error))
     found: dict[str, Any] = {}
     for seed in range(given.seeds):
         found[str(seed)] = of_seed(given.out, seed, [f"trainer.max_steps={given.steps}", *given.overrides])

@@ -17,11 +17,12 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "environments" / "persona_lab")]
 
+from benchmark.refusing import refusing  # noqa: E402
+
 from environments.persona_lab.labs import LABS  # noqa: E402
 from environments.persona_lab.use import build_of, settings_of  # noqa: E402
 from routed_rl.cli.compose import compose  # noqa: E402
 from routed_rl.cli.words import refuse_fixed  # noqa: E402
-from routed_rl.errors import RoutedRLError  # noqa: E402
 from routed_rl.multirun.arms import set_by_all  # noqa: E402
 from routed_rl.multirun.compare import plan_runs  # noqa: E402
 from routed_rl.multirun.results import results  # noqa: E402
@@ -91,7 +92,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--at", type=int, metavar="STEP", help="evaluate the checkpoints of this step too")
     arguments, more = parser.parse_known_args()
-    try:  # before a lab is built
+    with refusing(parser):  # before a lab is built
         for name in arguments.labs.split(","):
             build_of(name)
         if options := [word for word in more if word.startswith("-")]:
@@ -100,8 +101,6 @@ def main() -> None:
             raise ValueError(f"--jobs and --at must be at least 1, got {arguments.jobs} and {arguments.at}")
         refuse_fixed(more, dict.fromkeys(set_by_all(arguments.arms.split(",")), f"--arms {arguments.arms}"))
         plan_runs(more, arguments.arms.split(","), arguments.seeds, arguments.out, compose)
-    except (ValueError, RoutedRLError) as error:
-        parser.error(str(error))
     tables: dict[str, list[list[str]]] = {}
     for name in arguments.labs.split(","):
         folder = arguments.out / name

@@ -19,6 +19,7 @@ sys.path[:0] = [str(ROOT)]
 
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
+from benchmark.refusing import refusing  # noqa: E402
 
 from routed_rl.artifacts import RunFolder, write_json, write_text  # noqa: E402
 from routed_rl.cli.compose import compose  # noqa: E402
@@ -26,7 +27,6 @@ from routed_rl.cli.words import refuse_fixed  # noqa: E402
 from routed_rl.config.robust import FINE_TUNING, RelearnConfig, RobustifyConfig  # noqa: E402
 from routed_rl.distillation import robustify  # noqa: E402
 from routed_rl.distillation.verb import RECORD  # noqa: E402
-from routed_rl.errors import ConfigError  # noqa: E402
 from routed_rl.multirun.attacks import Attacked, attack  # noqa: E402
 from routed_rl.multirun.hacks import hacks_of  # noqa: E402
 from routed_rl.multirun.intervals import interval  # noqa: E402
@@ -99,11 +99,9 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("overrides", nargs="*")
     given = parser.parse_args()
-    try:
+    with refusing(parser):
         refuse_fixed(given.overrides, {"seed": f"--seeds {given.seeds}", "out": f"--out {given.out}"} | dict.fromkeys(
             ("routing", "routing.mode", "routing.practice.share"), f"--models {given.models}"))
-    except ConfigError as error:
-        parser.error(str(error))
     out = given.out.absolute()
     rates = [float(rate) for rate in given.rates.split(",")]
     asked = RelearnConfig(env="code", rates=rates, steps=given.steps, seeds=given.seeds, by=given.by.split(","))
