@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.refusing import refusing
+from benchmark.trained import trained
 
 from routed_rl.artifacts import write_json
 from routed_rl.cli.compose import compose
 from routed_rl.cli.words import refuse_fixed
 from routed_rl.config import FilterConfig
 from routed_rl.evaluate import evaluate
-from routed_rl.multirun.job import Job, is_finished, train_or_resume
 from routed_rl.pipeline.build import Parts, load_parts
 from routed_rl.pipeline.filtering import filter_run
 from routed_rl.pipeline.verbs import extract
@@ -48,12 +48,8 @@ def main() -> None:
 
 def of_seed(out: Path, seed: int, overrides: list[str]) -> dict[str, Any]:
     """The scores of the base model and of one model fine-tuned on each filter's completions, and how many completions it saw."""
-    run, subspace = out / f"run-{seed}", out / f"subspace-{seed}"
-    settings = [*overrides, f"seed={seed}"]
-    unrouted = [*settings, "routing=none", "discard=false"]
-    job = Job(run.name, compose([*unrouted, f"out={run}"]), unrouted)
-    if not is_finished(job, "--out"):  # a run of other settings is refused
-        train_or_resume(job.config, job.overrides)
+    subspace, settings = out / f"subspace-{seed}", [*overrides, f"seed={seed}"]
+    run = trained(out / f"run-{seed}", [*settings, "routing=none", "discard=false"])
     if not subspace.exists():
         extract(compose([*settings, f"out={subspace}"]), settings, False)
     parts, found = load_parts(compose(settings)), dict[str, Any]()
@@ -62,7 +58,7 @@ def of_seed(out: Path, seed: int, overrides: list[str]) -> dict[str, Any]:
     for name, asked in (("all", FilterConfig(detector="random", share=0.0)), ("flags", FilterConfig(detector="flags")),
                         ("probe", FilterConfig()), ("subspace", FilterConfig(subspace=str(subspace))), ("random", None)):
         kept = out / f"{name}-{seed}.jsonl"
-        filter_run(str(run), asked or FilterConfig(detector="random", share=share), str(kept), force=True)
+        filter_run(str(run.path), asked or FilterConfig(detector="random", share=share), str(kept), force=True)
         rows = [json.loads(line) for line in kept.read_text().splitlines()]
         gone = len(kept.with_suffix(".left_out.jsonl").read_text().splitlines())
         if name == "probe":

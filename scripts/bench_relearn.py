@@ -20,9 +20,9 @@ sys.path[:0] = [str(ROOT)]
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 from benchmark.refusing import refusing  # noqa: E402
+from benchmark.trained import trained  # noqa: E402
 
 from routed_rl.artifacts import RunFolder, write_json, write_text  # noqa: E402
-from routed_rl.cli.compose import compose  # noqa: E402
 from routed_rl.cli.words import refuse_fixed  # noqa: E402
 from routed_rl.config.robust import FINE_TUNING, RelearnConfig, RobustifyConfig  # noqa: E402
 from routed_rl.distillation import robustify  # noqa: E402
@@ -30,7 +30,6 @@ from routed_rl.distillation.verb import RECORD  # noqa: E402
 from routed_rl.multirun.attacks import Attacked, attack  # noqa: E402
 from routed_rl.multirun.hacks import hacks_of  # noqa: E402
 from routed_rl.multirun.intervals import interval  # noqa: E402
-from routed_rl.multirun.job import Job, is_finished, train_or_resume  # noqa: E402
 from routed_rl.multirun.relearn import with_model  # noqa: E402
 from routed_rl.multirun.relearned import draw, summarised, table  # noqa: E402
 from routed_rl.multirun.reporter import Table  # noqa: E402
@@ -54,14 +53,10 @@ GATED_ALPHA = 0.6
 
 def run_of(out: Path, name: str, seed: int, overrides: list[str]) -> RunFolder:
     """The finished run of that name and seed, trained where it is not there."""
-    folder = out / "models" / f"{name}-{seed}"
     settings = [*overrides, f"seed={seed}", *RUNS[name]]
     if name == "penalised":
         settings.append(f"model.path={run_of(out, 'none', seed, overrides).deployed}")
-    job = Job(name, compose([*settings, f"out={folder}"]), settings)
-    if not is_finished(job, "--out"):  # a run of other settings is refused
-        train_or_resume(job.config, job.overrides)
-    return job.folder
+    return trained(out / "models" / f"{name}-{seed}", settings)
 
 
 def student_of(run: RunFolder, out: Path, asked: RobustifyConfig) -> Path:

@@ -16,6 +16,8 @@ from benchmark.growth import growth
 from benchmark.repeated import Lines, Spread, ratios
 from safetensors.torch import load_file
 
+from routed_rl.errors import RunFolderError
+
 ROOT = Path(__file__).parent.parent
 STEPS = ["max_steps=3", "per_device_train_batch_size=32", "save_steps=3"]
 
@@ -103,6 +105,18 @@ def test_a_benchmark_refuses_a_setting_that_one_of_its_options_fixes(name, words
     with pytest.raises(SystemExit, match="2"):
         importlib.import_module(name).main()
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_run_that_a_benchmark_needs_is_trained_once_and_never_mixed_with_other_settings(tmp_path):
+    from benchmark.trained import trained
+
+    settings = ["routing=none", "trainer.max_steps=1", "evaluation.samples=0", "discard=false", "tracking.report=false"]
+    run = trained(tmp_path / "run", settings)
+    written = run.summary.stat().st_mtime_ns
+    assert trained(tmp_path / "run", settings).summary.stat().st_mtime_ns == written
+    with pytest.raises(RunFolderError, match="was run with other settings .*; give another --out"):
+        trained(tmp_path / "run", [*settings, "seed=1"])
 
 
 def test_the_figures_of_evasion_are_of_the_runs_that_were_asked_for(tmp_path):
