@@ -19,7 +19,7 @@ import routed_rl
 from routed_rl.artifacts import RunFolder, data_root
 from routed_rl.cli import main
 from routed_rl.cli.compose import compose
-from routed_rl.cli.verbs import VERBS
+from routed_rl.cli.verbs import RUN, VERBS
 from routed_rl.cli.words import paths
 from routed_rl.config import AuditConfig, FilterConfig
 from routed_rl.config.robust import RelearnConfig, RobustifyConfig
@@ -55,12 +55,13 @@ def engine(monkeypatch):
     return calls
 
 
-@pytest.mark.parametrize("words", [["resume"], ["rollback", "--step", "1"], ["audit"], ["filter", "--out", "F"],
-                                   ["robustify", "--alpha", ".4", "--out", "D"]])
-def test_a_folder_without_a_run_is_refused_before_anything_heavy_is_imported(words, monkeypatch, capsys, tmp_path):
-    for unit in ("pipeline.train", "pipeline.rollback", "pipeline.filtering", "audit", "distillation"):
-        monkeypatch.setitem(sys.modules, f"routed_rl.{unit}", None)
-    assert main([words[0], str(tmp_path), *words[1:]]) == 2
+@pytest.mark.parametrize("verb", [name for name, verb in VERBS.items() if RUN in verb.options])
+def test_a_folder_without_a_run_is_refused_before_anything_heavy_is_imported(verb, monkeypatch, capsys, tmp_path):
+    for module in ("actions", "plain"):
+        monkeypatch.setitem(sys.modules, f"routed_rl.cli.{module}", None)
+    needed = {"rollback": ["--step", "1"], "discard": ["--out", "D"], "filter": ["--out", "F"],
+              "robustify": ["--alpha", ".4", "--out", "D"]}
+    assert main([verb, str(tmp_path), *needed.get(verb, [])]) == 2
     assert f"{tmp_path} is not a run folder" in capsys.readouterr().err
 
 

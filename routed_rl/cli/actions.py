@@ -5,7 +5,6 @@ itself."""
 from argparse import Namespace
 from datetime import datetime
 
-from routed_rl.artifacts import RunFolder
 from routed_rl.cli.compose import compose
 from routed_rl.cli.hardening import attacks, experiment
 from routed_rl.cli.hardening import relearn as relearn  # a verb
@@ -28,7 +27,6 @@ def train(given: Namespace) -> None:
 
 
 def resume(given: Namespace) -> None:
-    RunFolder.open(given.run)  # before TRL is imported, which takes most of ten seconds
     from routed_rl.pipeline.train import resume as resume_run
 
     with STOP.listening():
@@ -36,7 +34,6 @@ def resume(given: Namespace) -> None:
 
 
 def rollback(given: Namespace) -> None:
-    RunFolder.open(given.run)
     from routed_rl.pipeline.rollback import rollback as roll_back
 
     with STOP.listening():

@@ -5,7 +5,7 @@ import difflib
 import importlib
 from typing import Any, NoReturn
 
-from routed_rl.cli.verbs import CONFIG, MATTER, PASSWORD, VERBS
+from routed_rl.cli.verbs import CONFIG, MATTER, PASSWORD, RUN, VERBS
 from routed_rl.cli.waiting import waiting
 from routed_rl.cli.words import PLACE, at_home
 from routed_rl.errors import ConfigError
@@ -54,6 +54,10 @@ def run(argv: list[str]) -> None:
 
 
 def _act(name: str, arguments: argparse.Namespace) -> None:
+    if RUN in VERBS[name].options:
+        from routed_rl.artifacts import RunFolder
+
+        RunFolder.open(arguments.run)  # before the libraries of the verb are imported, which takes up to ten seconds
     if "overrides" in arguments:
         arguments.typed = arguments.overrides  # a file of --config has the settings of an experiment, whatever the command
     if getattr(arguments, "config", None) is not None:

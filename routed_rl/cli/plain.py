@@ -41,7 +41,6 @@ def push(given: Namespace) -> None:
 
 def audit(given: Namespace) -> None:
     settings = AuditConfig(samples=given.samples, prompts=given.prompts, blocks=given.blocks)
-    RunFolder.open(given.run)
     from routed_rl.audit import audit as audit_run
 
     audit_run(given.run, settings, names(given.env), given.json, given.step)
@@ -51,7 +50,6 @@ def filter(given: Namespace) -> None:
     layers = None if given.layers is None else numbers("--layers", given.layers, int, "1,2")
     settings = FilterConfig(detector=given.detector, subspace=given.subspace, max_shift=given.max_shift, fpr=given.fpr,
                             labels=given.labels, layers=layers, share=given.share)
-    RunFolder.open(given.run)
     from routed_rl.pipeline.filtering import filter_run
 
     filter_run(given.run, settings, given.out, force=given.force)
@@ -90,7 +88,6 @@ def robustify(given: Namespace) -> None:
     own: dict[str, Any] = {field.name: value for field in dataclasses.fields(RobustifyConfig)
                            if field.name not in limits and (value := getattr(given, field.name)) is not None}
     settings = RobustifyConfig(**(own | limits))
-    RunFolder.open(given.run)
     from routed_rl.distillation import robustify as robustify_run
 
     robustify_run(given.run, settings, given.out, names(given.env), given.teacher, given.step)
