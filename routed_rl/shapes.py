@@ -3,6 +3,7 @@
 import sys
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -21,3 +22,19 @@ def fits(value: Any, hint: Any) -> bool:
     if hint is float:
         return isinstance(value, float) or (type(value) is int and abs(value) <= sys.float_info.max)
     return type(value) is hint if hint in (bool, int, str, types.NoneType) else True
+
+
+def prompt_problem(prompt: Any) -> str:
+    """The complaint about `prompt` if it is neither text nor chat messages; otherwise empty."""
+    if isinstance(prompt, str):
+        return ""
+    if not isinstance(prompt, list) or not prompt:
+        return f"is {prompt!r:.60}"
+    for message in prompt:
+        if not isinstance(message, Mapping):
+            return f"has {message!r:.60} in place of a message"
+        if not isinstance(message.get("role"), str):
+            return f"has a message without a role: {message!r:.60}"
+        if not isinstance(message.get("content"), str) and not (message.get("content") is None and message.get("tool_calls")):
+            return f"has a message whose content is no text: {message!r:.60}"
+    return ""

@@ -147,9 +147,11 @@ def test_what_cannot_be_attacked_is_refused(run, parts, tmp_path):
 
 
 @pytest.mark.parametrize(("text", "said"), [
-    ('{"prompt": "p", "completion": "c"}\n\n{"prompt": "p"}\n', r'line 3 is no pair; write \{"prompt": TEXT_OR_MESSAGES, '),
-    ('{"prompt": [7], "completion": "c"}', "line 1 is no pair"), ('{"prompt": "p", "completion": 7}', "line 1 is no pair"),
-    ('{"prompt": [{"content": "p"}], "completion": "c"}', "line 1: ContractError: .* has a message without a role"),
+    ('{"prompt": "p", "completion": "c"}\n\n{"prompt": "p"}\n', r'line 3 has no "completion" \(it has: prompt\)'),
+    ('{"prompt": [7], "completion": "c"}', r'line 1: "prompt" must be text or chat messages \[\{"role": ..., "content": ...\}'),
+    ('{"prompt": "p", "completion": 7}', 'line 1: "completion" must be text$'),
+    ('{"prompt": "", "completion": "c"}', 'line 1: "prompt" must be text or chat messages .*, and not empty'),
+    ('{"prompt": [{"content": "p"}], "completion": "c"}', r'line 1: "prompt" must be text or chat messages \[\{"role": ...'),
     ("[1]", "line 1 is a list, not an object"), ("{", "line 1 is not JSON"), ("\n", "has no lines; give JSON lines"),
     (None, "there is no such file; give JSON lines with prompt and completion")])
 def test_completions_in_a_file_are_checked_before_a_comparison_begins_and_the_line_is_named(tmp_path, text, said):

@@ -2,7 +2,7 @@
 
 from routed_rl.artifacts.data import data_root, find_data, resolve
 from routed_rl.artifacts.finite import first_nonfinite
-from routed_rl.artifacts.lines import json_lines
+from routed_rl.artifacts.lines import json_lines, require_text
 from routed_rl.artifacts.lock import LOCK, alone_in, alone_making, is_held
 from routed_rl.artifacts.place import check_above, check_file
 from routed_rl.artifacts.run import RunFolder, damage, require_seal, step_of
@@ -24,5 +24,5 @@ from routed_rl.artifacts.whole import (
 
 __all__ = ["ADAPTER", "ADAPTER_CONFIG", "CARD", "KEPT", "LOCK", "SEAL", "RunFolder", "alone_in", "alone_making", "broken_seal",
            "check_above", "check_file", "damage", "data_root", "find_data", "first_nonfinite", "is_held", "json_lines",
-           "read_json", "read_object", "remove", "replacing", "require_seal", "resolve", "sealed_folder", "step_of",
-           "write_json", "write_text"]
+           "read_json", "read_object", "remove", "replacing", "require_seal", "require_text", "resolve", "sealed_folder",
+           "step_of", "write_json", "write_text"]

@@ -1,10 +1,14 @@
-"""Reads files of JSON lines. An error names the file and the line."""
+"""Reads files of JSON lines, and checks the texts in their objects. An error names the file and the line."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from routed_rl.errors import RoutedRLError, reading
+from routed_rl.shapes import prompt_problem
+
+MESSAGES = "chat messages [{\"role\": ..., \"content\": ...}, ...]"
 
 
 def json_lines(path: Path, what: str, kind: type[RoutedRLError]) -> list[tuple[int, dict[str, Any]]]:
@@ -23,3 +27,18 @@ def json_lines(path: Path, what: str, kind: type[RoutedRLError]) -> list[tuple[i
                 raise kind(f"{what}, line {number} is a {type(record).__name__}, not an object")
             found.append((number, record))
     return found
+
+
+def require_text(record: dict[str, Any], where: str, kind: type[RoutedRLError], *, prompts: Sequence[str] = (),
+                 texts: Sequence[str] = (), or_empty: Sequence[str] = ()) -> None:
+    """Raise an error of the class `kind` unless `record` has text or chat messages below each of the keys `prompts`, and text
+    below each of the keys `texts` and `or_empty`. Only the text below a key of `or_empty` may be empty. `where` names the place
+    of the record in the message."""
+    for key in (*prompts, *texts, *or_empty):
+        if key not in record:
+            raise kind(f"{where} has no \"{key}\" (it has: {', '.join(record) or 'nothing'})")
+        value = record[key]
+        fits = isinstance(value, str) or (key in prompts and not prompt_problem(value))
+        if not fits or (value == "" and key not in or_empty):
+            what = "text" + f" or {MESSAGES}" * (key in prompts) + ", and not empty" * (key not in or_empty)
+            raise kind(f"{where}: \"{key}\" must be {what}")

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from routed_rl.artifacts import json_lines
+from routed_rl.artifacts import json_lines, require_text
 from routed_rl.canary import is_canary
 from routed_rl.config import Config
 from routed_rl.distillation.divergence import Row
@@ -66,12 +66,10 @@ def _lines_of(file: Path, what: str) -> list[str]:
 
 
 def _values_of_text(file: Path, what: str) -> list[str]:
-    texts = list[str]()
-    for number, line in json_lines(file, what, ConfigError):
-        if not isinstance(text := line.get("text"), str):
-            raise ConfigError(f"{what}, line {number} has no \"text\" that is text; write {{\"text\": ...}} a line")
-        texts.append(text)
-    return texts
+    lines = json_lines(file, what, ConfigError)
+    for number, line in lines:
+        require_text(line, f"{what}, line {number}", ConfigError, or_empty=("text",))
+    return [line["text"] for _, line in lines]
 
 
 def completions(teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, environments: Sequence[LoadedEnvironment],

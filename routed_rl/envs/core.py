@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from routed_rl.config import name_problem
 from routed_rl.envs.faults import ContractError
+from routed_rl.shapes import prompt_problem
 
 Message = dict[str, Any]
 """`{"role": ..., "content": text}`; a chat template may need further keys (the `name` of a tool)."""
@@ -28,27 +29,11 @@ class Task:
     """The stage of a curriculum that made this task and that scores it; set by `routed_rl`, not by the environment."""
 
     def __post_init__(self) -> None:
-        if problem := _prompt_problem(self.prompt):
+        if problem := prompt_problem(self.prompt):
             raise ContractError(f"the prompt of a task {problem}",
                                 'give text, or chat messages [{"role": "user", "content": TEXT}]')
         if not isinstance(self.data, Mapping):
             raise ContractError(f"the data of a task is {self.data!r:.60}, no mapping", 'write Task(prompt, {"answer": ANSWER})')
-
-
-def _prompt_problem(prompt: Any) -> str:
-    """The complaint about `prompt` if it is neither text nor chat messages; otherwise empty."""
-    if isinstance(prompt, str):
-        return ""
-    if not isinstance(prompt, list) or not prompt:
-        return f"is {prompt!r:.60}"
-    for message in prompt:
-        if not isinstance(message, Mapping):
-            return f"has {message!r:.60} in place of a message"
-        if not isinstance(message.get("role"), str):
-            return f"has a message without a role: {message!r:.60}"
-        if not isinstance(message.get("content"), str) and not (message.get("content") is None and message.get("tool_calls")):
-            return f"has a message whose content is no text: {message!r:.60}"
-    return ""
 
 
 LARGEST = 1e15

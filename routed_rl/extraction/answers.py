@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
+from routed_rl.artifacts import require_text
 from routed_rl.errors import SubspaceError
-from routed_rl.extraction.contrast import check_ids, data_file, prompt_ids, read_lines, require
+from routed_rl.extraction.contrast import check_ids, data_file, prompt_ids, read_lines
 from routed_rl.extraction.job import OWN, Job
 from routed_rl.extraction.personas import ask, persona_pairs, read_questions
 from routed_rl.extraction.responses import respond
@@ -80,7 +81,7 @@ def _from_file(job: Job, path: str, setting: str, lines: slice) -> list[Answers]
     for line, record in read_lines(path, f"{setting} file", f"subspace.{setting}", prompts=("prompt",))[lines]:
         where = f"{setting} file {path}, line {line}"
         names = ("rejected", "chosen") if "rejected" in record or "chosen" in record else ("positive", "negative")
-        require(record, where, (), names)
+        require_text(record, where, SubspaceError, texts=names)
         prompt = prompt_ids(job.tokenizer, record["prompt"], job.model, where)
         sides = [tuple(ids_of(job.tokenizer, record[side])) for side in names]
         if not all(sides):

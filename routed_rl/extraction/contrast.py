@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from routed_rl.artifacts import find_data, json_lines
+from routed_rl.artifacts import find_data, json_lines, require_text
 from routed_rl.canary import without_canary
 from routed_rl.errors import ModelError, SubspaceError
 from routed_rl.model.prompts import encode_prompts
@@ -63,7 +63,7 @@ def pairs_of(given: Iterable[Any]) -> list[ContrastPair]:
             each = {"positive": each[0], "negative": each[1]}
         if not isinstance(each, dict):
             raise SubspaceError(f"{where} is {each!r:.60}, no pair; write (positive, negative)")
-        require(each, where, ("positive", "negative"), ())
+        require_text(each, where, SubspaceError, prompts=("positive", "negative"))
         pairs.append(_pair(each, where, number))
     if not pairs:
         raise SubspaceError("contrast prompts: the list is empty; give pairs (positive, negative)")
@@ -85,7 +85,7 @@ def read_lines(path: str | Path, what: str = "prompts file", setting: str = "sub
     file = data_file(path, what, setting)
     records = []
     for number, record in json_lines(file, f"{what} {path}", SubspaceError):
-        require(record, f"{what} {path}, line {number}", prompts, texts)
+        require_text(record, f"{what} {path}, line {number}", SubspaceError, prompts=prompts, texts=texts)
         records.append((number, without_canary(record)))
     if not records:
         shape = ", ".join(f"\"{key}\": ..." for key in (*prompts, *texts))
@@ -103,24 +103,6 @@ def data_file(path: str | Path, what: str = "prompts file", setting: str = "subs
     if not file.is_file():
         raise SubspaceError(f"{what} {path} is a folder; set {setting}=FILE.jsonl")
     return file
-
-
-def require(record: dict[str, Any], where: str, prompts: Sequence[str], texts: Sequence[str]) -> None:
-    """Raise SubspaceError unless `record` has text or chat messages below each of the keys `prompts`, and text below each of the
-    keys `texts`. `where` names the place of the record in the message."""
-    for key in (*prompts, *texts):
-        if key not in record:
-            raise SubspaceError(f"{where} has no \"{key}\" (it has: {', '.join(record) or 'nothing'})")
-        value = record[key]
-        if value == "" or not (isinstance(value, str) or (key in prompts and _are_messages(value))):
-            kinds = "text or chat messages [{\"role\": ..., \"content\": ...}, ...]" if key in prompts else "text"
-            raise SubspaceError(f"{where}: \"{key}\" must be {kinds}, and not empty")
-
-
-def _are_messages(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(
-        isinstance(message, dict) and isinstance(message.get("role"), str) and isinstance(message.get("content"), str)
-        for message in value)
 
 
 def tokenize_pairs(tokenizer: PreTrainedTokenizerBase, pairs: list[ContrastPair], model: PreTrainedModel,

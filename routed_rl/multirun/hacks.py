@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from routed_rl import console
-from routed_rl.artifacts import RunFolder, json_lines
+from routed_rl.artifacts import RunFolder, json_lines, require_text
 from routed_rl.config import Config
 from routed_rl.config.robust import FINE_TUNING, RelearnConfig
-from routed_rl.envs import Task
-from routed_rl.errors import ConfigError, reading
+from routed_rl.errors import ConfigError
 from routed_rl.multirun.attacks import Said
 from routed_rl.multirun.job import Job
 from routed_rl.pipeline.candidates import candidates
@@ -43,14 +42,11 @@ def read_hacks(path: str) -> list[Said]:
         raise ConfigError(f"{what}: there is no such file; give JSON lines with prompt and completion")
     found = list[Said]()
     for number, line in json_lines(file, what, ConfigError):
-        prompt, completion = line.get("prompt"), line.get("completion")
+        completion = line.get("completion")
         if isinstance(completion, list) and fits(completion, list[dict[str, Any]]) and len(completion) == 1:
-            completion = completion[0].get("content")  # as TRL writes it where prompts are messages
-        if not prompt or not fits(prompt, str | list[dict[str, Any]]) or not isinstance(completion, str):
-            raise ConfigError(f"{what}, line {number} is no pair; write {{\"prompt\": TEXT_OR_MESSAGES, \"completion\": TEXT}}")
-        with reading(ConfigError, f"{what}, line {number}"):
-            Task(prompt)  # refuses messages without a role or without text
-        found.append((prompt, completion))
+            line["completion"] = completion[0].get("content")  # as TRL writes it where prompts are messages
+        require_text(line, f"{what}, line {number}", ConfigError, prompts=("prompt",), or_empty=("completion",))
+        found.append((line["prompt"], line["completion"]))
     if not found:
         raise ConfigError(f"{what} has no lines; give JSON lines with prompt and completion")
     return found
