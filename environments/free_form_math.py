@@ -19,12 +19,12 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 from reading import formula, spoken
 
 from routed_rl.envs import Score, Task
+from routed_rl.envs.adapters.common import read_rows
 
 BOXED = "Put your final answer in \\boxed{}."
 LONGEST = 300
@@ -101,8 +101,8 @@ class FreeFormMath:
 
 
 def read_problems(file: str) -> list[tuple[str, str]]:
-    rows = [json.loads(line) for line in Path(file).read_text(encoding="utf-8").split("\n") if line.strip()]
-    if not rows or any(not {"problem", "answer"} <= row.keys() for row in rows):
+    rows = read_rows("file", file)
+    if any(not {"problem", "answer"} <= row.keys() for row in rows):
         raise ValueError(f'file={file} must have an object with "problem" and "answer" on each line')
     return [(str(row["problem"]), str(row["answer"])) for row in rows]
 

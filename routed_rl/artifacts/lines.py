@@ -13,7 +13,7 @@ MESSAGES = "chat messages [{\"role\": ..., \"content\": ...}, ...]"
 
 def json_lines(path: Path, what: str, kind: type[RoutedRLError]) -> list[tuple[int, dict[str, Any]]]:
     """The number, counted from 1, and the object of each line that is not blank. `what` names the file in messages. An error of
-    the class `kind` if the file cannot be read as UTF-8 text, or if a line is no JSON object."""
+    the class `kind` if the file cannot be read as UTF-8 text, or if a line is no JSON object; a comment is none."""
     with reading(kind, f"{what} cannot be read"):
         data = path.read_bytes()
     with reading(kind, f"{what} is not UTF-8 text"):
@@ -21,7 +21,7 @@ def json_lines(path: Path, what: str, kind: type[RoutedRLError]) -> list[tuple[i
     found = list[tuple[int, dict[str, Any]]]()
     for number, line in enumerate(lines, 1):
         if line.strip():
-            with reading(kind, f"{what}, line {number} is not JSON"):
+            with reading(kind, f"{what}, line {number} is not JSON; write one object a line"):
                 record = json.loads(line)
             if not isinstance(record, dict):
                 raise kind(f"{what}, line {number} is a {type(record).__name__}, not an object")

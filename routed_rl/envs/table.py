@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from routed_rl.artifacts import find_data
+from routed_rl.artifacts import find_data, json_lines
 from routed_rl.canary import KEY, without_canary
 from routed_rl.errors import ConfigError, reading
 
@@ -94,13 +94,7 @@ def _from_file(shown: str, place: Path) -> list[Any]:
     text = place.read_text(encoding="utf-8-sig")
     if text.lstrip().startswith("["):
         return json.loads(text)
-    # Not `splitlines`: it divides at characters that JSON allows inside of a text.
-    rows = list[Any]()
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            with reading(ConfigError, f"{shown}, line {number} is not JSON; write one object a line"):
-                rows.append(json.loads(line))
-    return rows
+    return [row for _, row in json_lines(place, shown, ConfigError)]
 
 
 def _from_folder(shown: str, place: Path, split: str | None) -> Any:
