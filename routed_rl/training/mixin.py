@@ -1,23 +1,19 @@
-"""The routed part of a TRL trainer, as a mixin. It tells the router which environment each row of a loss is from, makes the
-quarantine's step after the optimizer's, and writes metrics. It overrides methods of TRL's trainers and copies none, so it fits
-every trainer that has GRPO's method names. Not covered: fused losses."""
+"""The routed part of a TRL trainer, as a mixin: its constructor and its rollouts. The base classes have the rest, such as
+`StepMixin`, which learns from the rollouts. All override methods of TRL's trainers and copy none, so they fit every trainer that
+has GRPO's method names."""
 
 import copy
-import math
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from transformers import PreTrainedModel, PrinterCallback, TrainingArguments
 
 from routed_rl.artifacts import RunFolder
 from routed_rl.model.prompts import decoding_whole, encode_prompts
-from routed_rl.ranks import RANKS
 from routed_rl.rollout import ParityCheck, Served
-from routed_rl.routing import Rates, Router
-from routed_rl.routing.labels import LabelRouter, positions_of
+from routed_rl.routing import Router
 from routed_rl.tracking import MetricsFile
 from routed_rl.training.advantages import Advantages
 from routed_rl.training.backends import SHARED, check_alike, say_what_is_used, take_one_gpu
@@ -26,20 +22,18 @@ from routed_rl.training.callback import RoutingCallback
 from routed_rl.training.episodes import rollout_function
 from routed_rl.training.finite import FiniteCheck
 from routed_rl.training.health import Health
-from routed_rl.training.lean import SAMPLED, LeanMixin, Pass, unread_rows
+from routed_rl.training.lean import LeanMixin
 from routed_rl.training.practice import Practice, PractisingMixin
 from routed_rl.training.reference import use_base_model, use_reference
 from routed_rl.training.rows import Rows
 from routed_rl.training.saving import SavingMixin
+from routed_rl.training.step import ALIKE, StepMixin
 from routed_rl.training.tasks import RewardFunction
 from routed_rl.training.vllm_rollouts import use_engine
 from routed_rl.training.watch import Watch
 
-ALIKE = "frac_reward_zero_std"
-"""TRL's name for the share of groups in which all completions are paid alike."""
 
-
-class RoutedTrainerMixin(ContextsMixin, PractisingMixin, LeanMixin, SavingMixin):
+class RoutedTrainerMixin(StepMixin, ContextsMixin, PractisingMixin, LeanMixin, SavingMixin):
     """Mixin for a TRL trainer class; it must come before that class. With `router=None` (mode `none`) the weights become those
     that TRL's trainer gives: bit for bit with `lean=False`, otherwise up to rounding."""
 
@@ -80,16 +74,8 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, LeanMixin, SavingMixin)
         self.finite = FiniteCheck(run, router, names)
         self.scored_tasks: list[int] | None = None
         """The id of the task of each row that is generated next; None if the rows are turns of episodes."""
-        self.groups_alike: list[float] = []
-        """For each of this step's generations, the share of groups in which all completions are paid alike."""
-        self.clip_coefficient, self.step_metrics, self._step_started = 1.0, {}, time.perf_counter()
-        self.rollout_metrics: dict[str, float] = {}
-        """Metrics of this step's rollouts, which are added by the code that makes rollouts."""
-        self._unread: list[tuple[Tensor, Tensor]] = []
-        """For each micro-batch of this step, the result of `unread_rows`: the completions that were left out of the forward pass
-        because they have no gradient."""
-        self._wrote = False
-        """Whether the row of this step is in `metrics_file`."""
+        self.step_metrics, self.rollout_metrics = {}, {}
+        self._begin_records()
         self.stopped = 0
         """The number of the signal by which the process was told to end the training early; 0 if there was no signal."""
         check_alike(reward.names)
@@ -160,84 +146,3 @@ class RoutedTrainerMixin(ContextsMixin, PractisingMixin, LeanMixin, SavingMixin)
     def _generate(self, prompts: list[Any]) -> Any:
         with decoding_whole(self.processing_class):  # pyright: ignore[reportAttributeAccessIssue]
             return super()._generate(prompts)  # pyright: ignore[reportAttributeAccessIssue]
-
-    def _compute_loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-        if "flagged" in inputs and isinstance(self.router, LabelRouter):
-            self.router.see(inputs["flagged"])
-        loss = super()._compute_loss(model, inputs)  # pyright: ignore[reportAttributeAccessIssue]
-        if torch.is_grad_enabled() and "completion_index" in inputs:
-            self._unread.append(unread_rows(inputs))
-        return self.finite.loss(loss, inputs) if torch.is_grad_enabled() else loss
-
-    def name_rows(self, inputs: dict[str, Tensor], some: Pass | None) -> None:
-        """Tell the router which rows of the micro-batch `inputs` are in the next forward pass: the rows of the pass `some`, or
-        all rows if `some` is None."""
-        if self.router is None:
-            return
-        rows = slice(None) if some is None else some.rows_R
-        if some is None:
-            mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
-        else:
-            mask = some.mask_RT if inputs.get(SAMPLED, True) else torch.zeros_like(some.mask_RT)
-        flags: dict[str, Tensor] = {}
-        if "flagged" in inputs:
-            marks = positions_of(inputs["flagged"][rows], inputs["prompt_mask"].shape[1] + inputs["completion_mask"].shape[1])
-            flags["flagged_BT"] = marks if some is None else marks.gather(1, some.columns_RT)
-        named = [inputs.get(key) for key in ("completion_index", "practising")]
-        numbers, practising = (None if each is None else each[rows] for each in named)
-        self.router.set_batch(inputs["environment_ids"][rows], mask, numbers, practising, **flags)
-
-    def _clip_grad_norm(self, model: nn.Module) -> Tensor:
-        norm = super()._clip_grad_norm(model)  # pyright: ignore[reportAttributeAccessIssue]
-        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # the full norm of sharded weights
-        limit = self.args.max_grad_norm  # pyright: ignore[reportAttributeAccessIssue]
-        self.finite.norm = float(norm)
-        self.clip_coefficient = min(1.0, limit / (self.finite.norm + 1e-6))
-        return norm
-
-    def begin_routing(self, step: int) -> None:
-        """Prepare routing for the step with the number `step` (counted from 0), before its first micro-batch."""
-        self._step_started, self.clip_coefficient, self._wrote = time.perf_counter(), 1.0, False
-        self._unread, self.groups_alike = [], []  # an exception may have ended the step before
-        self.finite.begin()
-        if self.router is not None:
-            self.router.begin_step(step)
-
-    def step_routing(self, step: int) -> None:
-        """Make the quarantine's step `step` (counted from 0) after the model's optimizer has stepped. The ledger's row of this
-        step becomes part of `step_metrics`."""
-        self.step_metrics, self.rollout_metrics = self.reward.take_metrics() | self.rollout_metrics, {}
-        if known := [share for share in self.groups_alike if not math.isnan(share)]:
-            self.step_metrics[f"train/{ALIKE}"] = sum(known) / len(known)
-        self.groups_alike = []
-        if self.router is not None:
-            rates = Rates(self.optimizer.param_groups)  # pyright: ignore[reportAttributeAccessIssue]
-            row, rows = self.router.after_step(step, clip=self.clip_coefficient, rates=rates)
-            self.finite.quarantine(step + 1, row)
-            self.step_metrics |= row
-            if rows is not None:
-                self.reward.completions.learned(rows.with_none(*map(torch.cat, zip(*self._unread, strict=True)))
-                                                if self._unread else rows)
-        self._unread = []
-        self.step_metrics["time/step_s"] = time.perf_counter() - self._step_started
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs:
-            logs.update(self.step_metrics)
-        super().log(logs, start_time)  # pyright: ignore[reportAttributeAccessIssue]
-        if "loss" in logs:
-            self.write_metrics(logs)
-
-    def write_metrics(self, metrics: dict[str, Any]) -> None:
-        """Write the metrics of a step as one line of metrics.jsonl, and have the monitor judge them. Called after every step,
-        even if TRL logs less often. A second call for the same step does nothing: with `logging_strategy=epoch` TRL logs the last
-        step of an epoch once more."""
-        if self._wrote:
-            return
-        self._wrote = True
-        # Our metrics are of this step; TRL's are of all steps since it last logged.
-        named = {f"train/{key}": value for key, value in metrics.items() if key not in self.step_metrics} | self.step_metrics
-        step = self.state.global_step  # pyright: ignore[reportAttributeAccessIssue]
-        row = self.metrics_file.append(step, named) if RANKS.rank == 0 else {}
-        if self.watch is not None:
-            self.watch.see(row, self.control)  # pyright: ignore[reportAttributeAccessIssue]
