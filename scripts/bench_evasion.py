@@ -32,6 +32,7 @@ from routed_rl.extraction import prepare  # noqa: E402
 from routed_rl.extraction.pooled import pooled  # noqa: E402
 from routed_rl.model.prompts import encode_prompts  # noqa: E402
 from routed_rl.multirun.arms import set_by_all  # noqa: E402
+from routed_rl.multirun.comparison import cell  # noqa: E402
 from routed_rl.multirun.intervals import interval  # noqa: E402
 from routed_rl.pipeline.build import extraction_job, load_parts, make_router, run_subspace, take_checkpoint  # noqa: E402
 from routed_rl.pipeline.record import read_config  # noqa: E402
@@ -127,10 +128,7 @@ def measure(runs: Path, names: set[str], probes: dict[str, Probe]) -> dict[str, 
 def shown(values: list[float]) -> str:
     """`mean [low, high]`; the mean alone if there is one seed."""
     known = [value for value in values if value == value]
-    if not known:
-        return "-"
-    found = interval(known)
-    return f"{found['mean']:.2f}" + ("" if found["low"] is None else f" [{found['low']:.2f}, {found['high']:.2f}]")
+    return cell(interval(known) if known else None, bounds=True, digits=2)
 
 
 def draw(found: dict[str, dict[str, dict[str, list[float]]]], path: Path) -> None:

@@ -25,6 +25,7 @@ from routed_rl.cli.compose import compose  # noqa: E402
 from routed_rl.cli.words import refuse_fixed  # noqa: E402
 from routed_rl.multirun.arms import set_by_all  # noqa: E402
 from routed_rl.multirun.compare import plan_runs  # noqa: E402
+from routed_rl.multirun.comparison import cell  # noqa: E402
 from routed_rl.multirun.results import results  # noqa: E402
 
 SHIPPED_SEEDS = 5
@@ -40,9 +41,7 @@ def line(name: str, found: dict[str, Any], runs: Path, seeds: int) -> list[str]:
         place: Any = found
         for key in keys:
             place = (place or {}).get(key)
-        if place is None:
-            return "-"
-        return f"{place['mean']:.3f}" + ("" if place["low"] is None else f" [{place['low']:.3f}, {place['high']:.3f}]")
+        return cell(place, bounds=True)
 
     return [name, value("arms", "none", "policy", "code", "hack"), value("deployed_minus_base", "route", "code", "hack"),
             value("deployed_minus_base", "route", "values", "evil"), value("gain_kept", "route", "sums", "solve"),

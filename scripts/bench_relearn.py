@@ -28,6 +28,7 @@ from routed_rl.config.robust import FINE_TUNING, RelearnConfig, RobustifyConfig 
 from routed_rl.distillation import robustify  # noqa: E402
 from routed_rl.distillation.verb import RECORD  # noqa: E402
 from routed_rl.multirun.attacks import Attacked, attack  # noqa: E402
+from routed_rl.multirun.comparison import cell  # noqa: E402
 from routed_rl.multirun.hacks import hacks_of  # noqa: E402
 from routed_rl.multirun.intervals import interval  # noqa: E402
 from routed_rl.multirun.relearn import with_model  # noqa: E402
@@ -149,10 +150,7 @@ def spearman(found: dict[str, Any], by: str) -> float | None:
 
 
 def mean(values: list[float]) -> str:
-    if not values:
-        return "-"
-    found = interval(values)
-    return f"{found['mean']:.2f}" + ("" if found["low"] is None else f" [{found['low']:.2f}, {found['high']:.2f}]")
+    return cell(interval(values) if values else None, bounds=True, digits=2)
 
 
 if __name__ == "__main__":

@@ -32,13 +32,15 @@ def tables(found: dict[str, Any], *, bounds: bool) -> list[Table]:
     return [table for table in made if table.rows]
 
 
-def cell(value: dict[str, Any] | None, bounds: bool) -> str:
-    """An interval as text. With `bounds` it is `mean [low, high]`, otherwise `mean ±half`. Only the mean is shown if there is one
-    seed, and a dash if there is no value."""
-    if value is None or value["low"] is None:
-        return "-" if value is None else f"{value['mean']:.3f}"
-    spread = f"[{value['low']:.3f}, {value['high']:.3f}]" if bounds else f"±{value['high'] - value['mean']:.3f}"
-    return f"{value['mean']:.3f} {spread}"
+def cell(value: dict[str, Any] | None, bounds: bool, digits: int = 3) -> str:
+    """An interval as text, with `digits` decimals. With `bounds` it is `mean [low, high]`, otherwise `mean ±half`. Only the mean
+    is shown if there is one seed, and a dash if there is no value."""
+    if value is None:
+        return "-"
+    mean, low, high = value["mean"], value["low"], value["high"]
+    if low is None:
+        return f"{mean:.{digits}f}"
+    return f"{mean:.{digits}f} " + (f"[{low:.{digits}f}, {high:.{digits}f}]" if bounds else f"±{high - mean:.{digits}f}")
 
 
 def _of_rank(found: dict[str, Any]) -> dict[str, dict[str, Any]]:

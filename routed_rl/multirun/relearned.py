@@ -60,8 +60,7 @@ def shown(found: dict[str, Any] | None) -> str:
     that is None. The text begins with `at least` if the behaviour did not come back under some seed."""
     if found is None:
         return "-"
-    steps = found["steps"]
-    text = f"{steps['mean']:.1f}" + ("" if steps["low"] is None else f" [{steps['low']:.1f}, {steps['high']:.1f}]")
+    text = cell(found["steps"], bounds=True, digits=1)
     return f"at least {text}" if found["never"] else text
 
 
