@@ -12,7 +12,6 @@ model's for the same texts. Finished runs are kept.
 import argparse
 import itertools
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ sys.path[:0] = [str(ROOT)]
 
 import torch  # noqa: E402
 from benchmark.refusing import refusing  # noqa: E402
+from benchmark.verb import verb  # noqa: E402
 
 from routed_rl.artifacts import RunFolder  # noqa: E402
 from routed_rl.cli.words import refuse_fixed  # noqa: E402
@@ -41,7 +41,6 @@ from routed_rl.subspace.quality import auroc  # noqa: E402
 CONDITIONS = "angle=0,angle=15,angle=30,angle=45,angle=60,angle=90,rank=1,missing=.5"
 ARMS = "route,practice_all,erase,caft,projection_penalty"
 SAMPLES, OTHER_SEED = 300, 1000
-PROGRAM = "import sys; from routed_rl.cli import main; sys.exit(main())"
 FIGURES = {"hack": "deployed hack", "paid": "policy's reward", "shift": "policy's shift along the true axis, gaps",
            "own": "AUROC on its own activations", "base": "AUROC on the base model's"}
 
@@ -167,10 +166,8 @@ def main() -> None:
     names = {f"{arm}-seed{seed}" for arm in arguments.arms.split(",") for seed in range(arguments.seeds)}
     for condition in conditions:
         folder = arguments.out / condition
-        command = ["compare", *settings_of(condition), "discard=false", *more, "--arms", arguments.arms, "--seeds",
-                   str(arguments.seeds), "--ranks", "", "--jobs", str(arguments.jobs), "--out", str(folder)]
-        if code := subprocess.run([sys.executable, "-c", PROGRAM, *command]).returncode:
-            sys.exit(code)
+        verb("compare", *settings_of(condition), "discard=false", *more, "--arms", arguments.arms, "--seeds",
+             str(arguments.seeds), "--ranks", "", "--jobs", str(arguments.jobs), "--out", str(folder))
         found[condition] = measure(folder / "runs", names, probes)
         (arguments.out / "evasion.json").write_text(json.dumps(found, indent=1))
     rows = [["condition", "arm", *FIGURES.values()], ["---"] * (2 + len(FIGURES))]

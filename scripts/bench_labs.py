@@ -9,7 +9,6 @@ A lab is built if needed (`scripts/build_persona_lab.py`), some minutes each. Se
 import argparse
 import itertools
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "environments" / "persona_lab")]
 
 from benchmark.refusing import refusing  # noqa: E402
+from benchmark.verb import verb  # noqa: E402
 
 from environments.persona_lab.labs import LABS  # noqa: E402
 from environments.persona_lab.use import build_of, settings_of  # noqa: E402
@@ -49,13 +49,6 @@ def line(name: str, found: dict[str, Any], runs: Path, seeds: int) -> list[str]:
             value("policy_over_unrouted", "route", "sums", "reward"), value("arms", "none", "policy", "values", "solve"),
             value("arms", "route", "policy", "values", "solve"), value("arms", "control", "deployed", "code", "hack"),
             value("real_minus_random", "code", "hack"), named(runs, seeds)]
-
-
-def verb(*arguments: str) -> None:
-    """Call a verb of `routed-rl` in a process of its own, which reports its errors itself."""
-    program = "import sys; from routed_rl.cli import main; sys.exit(main())"
-    if code := subprocess.run([sys.executable, "-c", program, *arguments]).returncode:
-        sys.exit(code)
 
 
 def at_step(step: int, runs: Path, arms: list[str], seeds: int) -> dict[str, Any]:

@@ -1,2 +1,2 @@
 """Parts that several benchmarks share: trainers with simulated completions, peaks of memory, repeated measurements, refused
-settings, kept runs."""
+settings, kept runs, verbs."""
