@@ -88,10 +88,19 @@ def test_a_dry_run_shows_files_sizes_and_card_and_sends_nothing(run, hub, capsys
 
 def test_without_a_token_nothing_is_written_or_sent_and_the_way_out_is_said(run, hub, capsys, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
-    for more in ([], ["--dry-run"]):
-        assert "there is no token for the hub, so nothing can be sent; run `hf auth login`, or export HF_TOKEN" in refused(
-            capsys, run, "me/model", *more)
+    assert "there is no token for the hub, so nothing can be sent; run `hf auth login`, or export HF_TOKEN" in refused(
+        capsys, run, "me/model")
     assert hub.commits == 0 and not (run / "deployed").exists()
+
+
+def test_a_dry_run_needs_no_token_and_says_that_sending_does(run, hub, capsys, monkeypatch):
+    assert main(["push", str(run), "me/model", "--dry-run"]) == 0
+    assert "token" not in capsys.readouterr().out.splitlines()[-1]
+    monkeypatch.delenv("HF_TOKEN")
+    assert main(["push", str(run), "me/model", "--dry-run"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "dry run: nothing was sent; to send it you need a token: run `hf auth login`, or export HF_TOKEN with a token that may "
+        "write")
 
 
 def test_the_deployed_model_is_sent_as_it_is_without_its_seal(run, hub, capsys):

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import HfApi, ModelCard, get_token
 
 from routed_rl import console
 from routed_rl.artifacts import ADAPTER_CONFIG, CARD, KEPT, SEAL, RunFolder, read_json, require_seal
@@ -25,7 +25,7 @@ def push(source: str, repo: str, what: str | None = None, base: str | None = Non
     """Upload a model of a run (`what` is deployed, policy or quarantine), or a folder that `discard` or `export` wrote, to the
     repository `repo`, which is made if it does not exist. `source` is the run or the folder. `base` names the model on the hub to
     which an adapter belongs. `private` makes a new repository private. `force` replaces files that the repository has already.
-    `dry_run` shows files and card, and sends nothing."""
+    `dry_run` shows files and card, says whether a token is missing, and sends nothing."""
     for option, name in (("REPO", repo), ("--base", base)):
         if name is not None and (fault := fault_of(name)):
             raise ConfigError(f"{option} {name!r:.120} is no name of a repository ({fault}); write OWNER/NAME")
@@ -35,8 +35,8 @@ def push(source: str, repo: str, what: str | None = None, base: str | None = Non
         files = _files(_folder(source, what, Path(place) / "out"), base, source)
         _show(repo, files)
         if dry_run:
-            console.say("dry run: nothing was sent")
-            require_token(None, WITH_TOKEN)
+            missing = "" if get_token() else f"; to send it you need a token: run `hf auth login`, or {WITH_TOKEN}"
+            console.say(f"dry run: nothing was sent{missing}")
         else:
             console.say(f"pushed: {_send(repo, files, private=private, force=force)}")
 
