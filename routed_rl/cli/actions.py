@@ -90,6 +90,7 @@ def compare(given: Namespace) -> None:
 
 
 def sweep(given: Namespace) -> None:
+    refuse_fixed(given.typed, {"name": "the number of each trial"})
     from routed_rl.multirun.sweep import sweep as sweep_space
 
     sweep_space(*split(from_anywhere(given.overrides)), compose, dry_run=given.dry_run)
@@ -102,6 +103,8 @@ def calibrate(given: Namespace) -> None:
         raise ConfigError(f"--seeds {given.seeds} is for runs that are trained here, and --runs names finished ones; leave one "
                           "of them out")
     refuse_fixed(given.overrides, {"out": f"--out {given.out or 'DIR'}"})
+    if given.runs is None:
+        refuse_fixed(given.typed, {"name": "the seed of each run"})
     from routed_rl.multirun.calibrate import calibrate as calibrate_monitor
 
     out = given.out or f"runs/{datetime.now().strftime('%Y-%m-%d-%H%M%S')}-calibration"

@@ -18,7 +18,8 @@ def relearn(given: Namespace) -> None:
     asked, others = attacks(given, given.env), places("--also", given.also)
     own = {"trainer.max_steps": f"--steps {asked.steps}", "trainer.learning_rate": "--rates R",
            "evaluation.samples": f"--samples {asked.samples}"}
-    refuse_fixed(given.typed, own | dict.fromkeys(("routing", "routing.mode"), "an attack, which trains without routing,"))
+    refuse_fixed(given.typed, own | dict.fromkeys(("routing", "routing.mode"), "an attack, which trains without routing,") | {
+        "name": "the rate of each attack"})
     settings = experiment(given)
     from routed_rl.multirun.relearn import relearn as relearn_model
 
