@@ -24,7 +24,7 @@ from rich.console import Console
 from routed_rl import console
 from routed_rl.artifacts import read_json, write_json
 from routed_rl.cli.compose import compose as compose_really
-from routed_rl.config import Config, LaunchConfig, RoutingConfig, SubspaceConfig
+from routed_rl.config import Config, LaunchConfig, MonitorConfig, RoutingConfig, RuleConfig, SubspaceConfig
 from routed_rl.config.robust import RelearnConfig
 from routed_rl.config.routing import PracticeConfig
 from routed_rl.errors import ConfigError, RoutedRLError, RunFolderError, RunsFailed
@@ -212,6 +212,21 @@ def test_the_words_of_a_run_give_its_settings_also_where_the_monitor_would_halt(
     job, = plan_runs(["monitor=halt"], ["route"], 1, tmp_path, compose_really)
     assert compose_really(["monitor=halt"]).monitor.evidence.action == "halt"
     assert compose_really(job.overrides).monitor == job.config.monitor, "`resume` composes them anew"
+
+
+def test_that_a_rule_which_would_halt_only_reports_is_said_in_a_line(tmp_path, monkeypatch, capsys) -> None:
+    def halting(overrides: list[str]) -> Config:
+        return dataclasses.replace(compose(overrides), monitor=MonitorConfig(gap=RuleConfig(action="halt")))
+
+    def enough(*_: Any) -> None:
+        raise RunsFailed("enough")
+
+    monkeypatch.setattr("routed_rl.multirun.compare.run_missing", enough)
+    for composed in (compose, halting):
+        with pytest.raises(RunsFailed, match="enough"):
+            compare([], ["none"], 1, str(tmp_path / "out"), 1, [], composed)
+    assert capsys.readouterr().out.splitlines() == [
+        "note: monitor.gap.action=halt only reports in a comparison, where every run must reach its last step"]
 
 
 def test_a_run_that_is_older_than_practice_is_no_run_with_practice(tmp_path: Path) -> None:

@@ -93,6 +93,10 @@ class MonitorConfig:
         """Maps the name of every rule to its settings."""
         return {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if section(each) is not None}
 
+    def halting(self) -> list[str]:
+        """The names of the rules that halt a run."""
+        return [name for name, rule in self.rules().items() if rule.action == "halt"]
+
     def check_names(self, known: Collection[str], before: "MonitorConfig | None" = None) -> None:
         """Raise ConfigError if a rule has a limit for an environment that is not among `known`, the environments that are trained
         on, because the limit would do nothing. A limit that is also in `before`, the settings with which the run began, is

@@ -32,7 +32,7 @@ def calibrate(overrides: list[str], runs: list[str], seeds: int, rate: float, ou
     of the rules (allowance, patience, warm-up, axis) are those of the experiment.
     """
     config, folder = compose(overrides), Path(out).absolute()
-    rules = [name for name, rule in config.monitor.rules().items() if rule.action == "halt"] or ["pull", "change", "gap"]
+    rules = config.monitor.halting() or ["pull", "change", "gap"]
     if not 0 < rate < 1:
         raise ConfigError(f"--rate is a probability, got {rate:g}")
     if not runs:

@@ -11,7 +11,7 @@ from routed_rl.multirun import relearned, reporter
 from routed_rl.multirun.arms import ARMS, ROUTED, UNROUTED
 from routed_rl.multirun.compare_page import write_comparison
 from routed_rl.multirun.comparison import draw, tables
-from routed_rl.multirun.job import Job, seeded, train_or_resume
+from routed_rl.multirun.job import Job, say_reporting, seeded, train_or_resume
 from routed_rl.multirun.results import results
 from routed_rl.multirun.verdict import headlines_of, verdict
 from routed_rl.multirun.workers import Execute, refuse_failed, run_missing
@@ -37,6 +37,7 @@ def compare(overrides: list[str], arms: list[str], seeds: int, out: str, jobs: i
         check_arms(compose([*overrides, *ARMS[UNROUTED]]), relearn)
     at_ranks = plan_ranks(overrides, ranks if ROUTED in arms else [], folder, compose)
     runs = {run.name: run for run in [*planned, *at_ranks.values()]}
+    say_reporting(compose(overrides), "a comparison")
     with alone_in(folder):
         failed = run_missing(list(runs.values()), execute, jobs, folder / "logs", "compare")
         summaries = {name: run.folder.results() for name, run in runs.items() if name not in failed}

@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from routed_rl import console
 from routed_rl.artifacts import RunFolder
 from routed_rl.config import Compose, Config, from_mapping
 from routed_rl.config.checks import first_difference
@@ -45,9 +46,17 @@ def seeded(arm: str, seed: int, settings: list[str], first: int, out: Path, comp
     name = f"{arm}-seed{seed}"
     overrides = [*settings, f"seed={first + seed}", f"name={name}"]
     config = compose(overrides)
-    overrides += [f"monitor.{rule}.action=report" for rule, each in config.monitor.rules().items() if each.action == "halt"]
+    overrides += [f"monitor.{rule}.action=report" for rule in config.monitor.halting()]
     config = dataclasses.replace(config, out=str(out / "runs" / name), monitor=config.monitor.reporting())
     return Job(name, config, overrides, arm, seed)
+
+
+def say_reporting(config: Config, kind: str) -> None:
+    """Say in one line which rules of the monitor would halt a run of `config`, if there are any, because the runs of this `kind`
+    do not halt by them."""
+    if rules := config.monitor.halting():
+        settings = ", ".join(f"monitor.{rule}.action=halt" for rule in rules)
+        console.say(f"note: {settings} only reports in {kind}, where every run must reach its last step")
 
 
 def train_or_resume(config: Config, overrides: list[str]) -> None:

@@ -14,7 +14,7 @@ from routed_rl.multirun import reporter
 from routed_rl.multirun.arms import UNROUTED
 from routed_rl.multirun.attacks import Attacked, attack
 from routed_rl.multirun.hacks import first_hacks, hacks_of, read_hacks
-from routed_rl.multirun.job import Job
+from routed_rl.multirun.job import Job, say_reporting
 from routed_rl.multirun.relearned import draw, summarised, table
 from routed_rl.pipeline.older import refuse_older
 from routed_rl.pipeline.record import read_config
@@ -34,6 +34,8 @@ def relearn(target: str, asked: RelearnConfig, json_file: str, others: Mapping[s
     if twice := [name for name in others if name in models]:
         raise ConfigError(f"--also {twice[0]}={others[twice[0]]}: a model of {target} has this name already; give another one")
     models |= {name: with_model(config, place) for name, place in others.items()}
+    if run is None:
+        say_reporting(config, "an attack")
     folder, draw_hacks = file.with_suffix(".runs"), FINE_TUNING in asked.by
     if draw_hacks and run is None and asked.hacks is None:
         raise ConfigError(f"{target} is no run, so it has no completions to fine-tune on; give --hacks FILE, or --by rl")
