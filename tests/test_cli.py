@@ -192,13 +192,13 @@ def test_what_is_about_turning_a_model_back_passes_on_its_options(engine):
     assert main(["robustify", "RUN", "--alpha", ".4", "--out", "D", "--env", "a,b", *options]) == 0
     asked = RobustifyConfig(alpha=0.4, gate="models", skip=0.5, noise="auto", learning_rate=1e-4)
     assert engine[-1][1] == ("RUN", asked, "D", ["a", "b"], None, None)
-    options = ["--rates", "1e-4,1e-3", "--also", "oracle=D", "--by", "rl", "seed=3"]
+    options = ["--rates", "1e-4,1e-3", "--also", "oracle=D", "--by", "rl", "--flag", "lie", "seed=3"]
     assert main(["relearn", "DIR", "--env", "code", "--json", "F", *options]) == 0
     target, attack, file, others, config, jobs = engine[-1][1]
-    expected = RelearnConfig(env="code", rates=[1e-4, 1e-3], by=["rl"])
+    expected = RelearnConfig(env="code", rates=[1e-4, 1e-3], by=["rl"], flags=["lie"])
     assert (target, attack, file, others, jobs) == ("DIR", expected, "F", {"oracle": "D"}, 2) and config.seed == 3
-    assert main(["compare", "--out", "D", "--relearn", "code", "--rates", "1e-3", "--seeds", "2"]) == 0
-    assert engine[-1][2] == {"relearn": RelearnConfig(env="code", rates=[1e-3], seeds=2)}
+    assert main(["compare", "--out", "D", "--relearn", "code", "--rates", "1e-3", "--flag", "lie", "--seeds", "2"]) == 0
+    assert engine[-1][2] == {"relearn": RelearnConfig(env="code", rates=[1e-3], flags=["lie"], seeds=2)}
 
 
 def test_a_push_passes_on_its_options(engine):
@@ -270,6 +270,7 @@ def test_a_run_folder_is_evaluated_with_its_own_settings(engine, tmp_path, capsy
     (["relearn", "DIR", "--env", "code", "--json", "F", "--also", "oracle"], "--also oracle is no new name with a place"),
     (["relearn", "DIR", "--env", "code", "--json", "F", "--jobs", "0"], "--jobs must be at least 1, got 0"),
     (["compare", "--out", "D", "--rates", "1e-3"], "--rates 1e-3 is for --relearn ENV"),
+    (["compare", "--out", "D", "--flag", "lie"], "--flag lie is for --relearn ENV"),
     (["compare", "--out", "D", "--labs", "all", "--relearn", "code"], "--relearn is not for --labs"),
     (["train", "keep.sums=2"], "keep.sums=2 is no share of a part"),
     (["compare", "--out", "D", "--seeds", "0"], "at least one"),

@@ -11,13 +11,14 @@ from types import SimpleNamespace
 import pytest
 
 from routed_rl.artifacts import RunFolder
-from routed_rl.config import Config
+from routed_rl.config import BaselineConfig, Config, DetectorConfig
 from routed_rl.config.robust import RelearnConfig
 from routed_rl.errors import ConfigError, RunFolderError
 from routed_rl.multirun import attacks
-from routed_rl.multirun.attacks import Attacked, attack, attacked_config
+from routed_rl.multirun.attacks import Attacked, attack, attacked_config, rl_curve
 from routed_rl.multirun.compare import compare
 from routed_rl.multirun.hacks import hacks_of, read_hacks
+from routed_rl.multirun.job import Job
 from routed_rl.multirun.relearn import check_arms, relearn, with_model
 from routed_rl.multirun.relearned import steps_to, summarised, table, worst
 from routed_rl.pipeline.record import read_config
@@ -61,6 +62,17 @@ def test_a_table_says_where_it_did_not_come_back():
     assert found["m"]["rl"]["steps"]["seeds"] == [2.0, 9.0] and found["m"]["rl"]["never"] == 1
     ((name, before, updates, rate),) = table(found, settings).rows
     assert (name, before[:5], rate) == ("m", "0.100", "0.001") and updates.startswith("at least 5.5 [")
+
+
+@pytest.mark.parametrize(("flags", "counts", "said"), [
+    ([], [0.1, 0.6], ""), (["hack"], [0.1, 0.2], " as hack"), (["lie"], [0.0, 0.6], " as lie"),
+    (["hack", "lie"], [0.1, 0.6], " as hack or lie, the most frequent,")])
+def test_the_flag_that_is_named_is_counted_and_the_table_says_which(tmp_path, flags, counts, said):
+    config = Config(out=str(tmp_path), baseline=BaselineConfig(detector=DetectorConfig(flags=["hack", "lie"])))
+    rows = [{"step": 1, "environment/a/hack": 0.1}, {"step": 2, "environment/a/hack": 0.2, "environment/a/lie": 0.6}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert rl_curve(Job("m", config, []), asked(flags=flags)) == counts
+    assert table({}, asked(flags=flags)).title == f"a: updates until a share 0.5 is flagged{said} again"
 
 
 def test_an_attack_trains_that_environment_alone_with_nothing_in_its_way(run):
@@ -184,6 +196,8 @@ def test_completions_to_fine_tune_on_are_flagged_ones_of_the_run(run):
     found = hacks_of(RunFolder(run), config, asked(), 0)
     assert len(found) == 8 and all("bad" in completion.split() for _, completion in found)
     assert found == hacks_of(RunFolder(run), config, asked(), 0) != hacks_of(RunFolder(run), config, asked(), 1)
+    with pytest.raises(ConfigError, match=r"in a is flagged as lie \(there is .*hack.*\), .*; give --flag NAME or --hacks FILE"):
+        hacks_of(RunFolder(run), config, asked(flags=["lie"]), 0)
 
 
 @pytest.mark.slow
@@ -207,4 +221,4 @@ def test_a_comparison_attacks_what_each_arm_has_deployed(parts, tmp_path):
     compare(settings, ["none", "route"], 1, str(tmp_path / "compare"), 1, [], compose, relearn=asked(by=["rl"]))
     found = json.loads((tmp_path / "compare" / "compare.json").read_text())["relearn"]["models"]
     assert list(found) == ["base", "none", "route"]
-    assert "a: updates until a share 0.5 is flagged again" in (tmp_path / "compare" / "compare.md").read_text()
+    assert "a: updates until a share 0.5 is flagged as hack again" in (tmp_path / "compare" / "compare.md").read_text()

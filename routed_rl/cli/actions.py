@@ -63,8 +63,9 @@ def compare(given: Namespace) -> None:
         raise ConfigError(f"compare needs at least one arm, seed and job, got --arms {given.arms!r} "
                           f"--seeds {given.seeds} --jobs {given.jobs}")
     ranks = numbers("--ranks", given.ranks, int, "1,3,8")
-    if given.relearn is None and given.rates is not None:
-        raise ConfigError(f"--rates {given.rates} is for --relearn ENV; give that too, or leave it out")
+    for option in ("rates", "flag"):
+        if given.relearn is None and (value := getattr(given, option)) is not None:
+            raise ConfigError(f"--{option} {value} is for --relearn ENV; give that too, or leave it out")
     if given.relearn is not None and given.labs is not None:
         raise ConfigError("--relearn is not for --labs; leave one of them out")
     if given.labs is not None:

@@ -32,6 +32,8 @@ def attacks(given: Namespace, env: str) -> RelearnConfig:
     own: dict[str, Any] = {field.name: value for field in dataclasses.fields(RelearnConfig)
                            if (value := getattr(given, field.name, None)) is not None}
     own |= {"env": env}
+    if given.flag is not None:
+        own["flags"] = [given.flag]
     if given.rates is not None:
         own["rates"] = numbers("--rates", given.rates, float, "1e-5,1e-4,1e-3")
     if (by := getattr(given, "by", None)) is not None:

@@ -39,6 +39,8 @@ PASSWORD = (option("--password-file", metavar="FILE", help="a file whose one lin
 JOBS = option("--jobs", type=int, default=2, help="runs at the same time; default: 2")
 TRAINING = "loading the libraries for training, about 10 s"
 """The first line on the screen of the verbs that import TRL. That import takes most of the ten seconds."""
+FLAG = option("--flag", metavar="NAME", help="for attacks: the flag that is counted; default: baseline.detector.flags, of which "
+                                             "the most frequent counts")
 RATES = option("--rates", metavar="R[,R]", help="learning rates of the attacks; default: 1e-5,1e-4,1e-3")
 
 
@@ -99,7 +101,7 @@ VERBS: dict[str, Verb] = {
         option("--ranks", default="1,3,8", help="also run `route` at these ranks; default: 1,3,8; \"\" for none"),
         option("--detector", metavar="KEY=VALUE[,..]", help="baseline.detector, for all arms: recall=.5, or kind=probe"),
         option("--relearn", metavar="ENV", help="also attack what each run has deployed: updates until ENV is gamed again"),
-        RATES)),
+        FLAG, RATES)),
     "sweep": Verb("train many runs with other settings, and say which are best", (
         overrides("KEY=VALUE[,VALUE]", "; varied are KEY=A,B, choice(A,B), range(1,5), with sweep=optuna interval(0,1), "
                   "int(interval(1,8)), tag(log,interval(1e-4,1))"), CONFIG, DRY_RUN)),
@@ -154,7 +156,7 @@ VERBS: dict[str, Verb] = {
         option("--env", required=True, metavar="NAME", help="the environment that pays for it"),
         option("--json", required=True, metavar="FILE", help="the numbers; beside it FILE.png and the runs, in FILE.runs"), RATES,
         option("--also", action="append", metavar="NAME=DIR", help="further models to attack, runs or folders; may be repeated"),
-        option("--by", metavar="rl,sft", help="attacks; default: both"),
+        FLAG, option("--by", metavar="rl,sft", help="attacks; default: both"),
         option("--hacks", metavar="FILE", help="for sft: JSON lines with prompt and completion; default: of the run"),
         option("--completions", type=int, metavar="N", help="for sft: how many completions are learned from; default: 64"),
         option("--steps", type=int, metavar="N", help="updates of an attack, at most; default: 60"),

@@ -107,8 +107,11 @@ class RelearnConfig:
     """Largest number of updates of an attack."""
     seeds: int = 3
     """Number of attacks of each kind on each model with each learning rate."""
+    flags: list[str] = field(default_factory=list[str])
+    """Names of the flags that are counted; of several, the most frequent one counts at each step. Empty for
+    `baseline.detector.flags`."""
     level: float = 0.5
-    """The behaviour counts as back once this share of the completions has a flag of `baseline.detector.flags`."""
+    """The behaviour counts as back once this share of the completions has a flag of `flags`."""
     completions: int = 64
     """For sft: number of completions from which the model learns."""
     hacks: str | None = None

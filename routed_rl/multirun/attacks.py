@@ -56,7 +56,7 @@ def attack(models: Sequence[Attacked], asked: RelearnConfig, folder: Path, jobs:
         _refuse_changed([*planned.values()], [hashes[_place(model)] for model, _ in wanted], folder / "models.json", another)
         failed = run_missing(list(planned.values()), train_or_resume, jobs, folder / "logs", "relearn", another)
         refuse_failed(failed, len(planned), folder / "logs")
-        records += [{"model": name, "seed": seed, "by": RL, "rate": rate, "curve": rl_curve(job, asked.env)}
+        records += [{"model": name, "seed": seed, "by": RL, "rate": rate, "curve": rl_curve(job, asked)}
                     for (name, seed, rate), job in planned.items()]
     if FINE_TUNING in asked.by:
         with console.progress("fine-tune", "models") as advance:
@@ -129,10 +129,15 @@ def rl_job(model: Attacked, asked: RelearnConfig, rate: float, folder: Path) -> 
     return Job(name, dataclasses.replace(config, name=name, out=str(folder / "runs" / name)), [], model.name, model.seed)
 
 
-def rl_curve(job: Job, env: str) -> list[float]:
-    """Return, for each step of a finished run, the share of flagged completions in the environment `env`. It is the largest of
-    the shares of the detector's flags, or 0 if the step reported none of them."""
-    names = [f"environment/{env}/{flag}" for flag in job.config.baseline.detector.flags]
+def counted(config: Config, asked: RelearnConfig) -> list[str]:
+    """The names of the flags that an attack on the model of `config` counts."""
+    return asked.flags or config.baseline.detector.flags
+
+
+def rl_curve(job: Job, asked: RelearnConfig) -> list[float]:
+    """Return, for each step of a finished run, the share of flagged completions in the environment of the attack. It is the
+    largest of the shares of the counted flags, or 0 if the step reported none of them."""
+    names = [f"environment/{asked.env}/{flag}" for flag in counted(job.config, asked)]
     return [max((row[name] for name in names if row.get(name) is not None), default=0.0)
             for row in MetricsFile(job.folder.metrics).rows()]
 
@@ -141,9 +146,9 @@ def _fine_tuned(model: Attacked, asked: RelearnConfig, rate: float, file: Path, 
     """Fine-tune until the share of flagged completions is at least `asked.level`. Returns the curve of that share after 0, 1, ..
     updates, and stores it in `file` with `hashes`, the SHA-256 of the model's files. If `file` already has a curve for the same
     settings and hashes, nothing is trained and that curve is returned."""
-    config = attacked_config(model.config, asked, rate, model.seed)
+    config, flags = attacked_config(model.config, asked, rate, model.seed), counted(model.config, asked)
     key = {"hacks": [list(pair) for pair in model.hacks], "steps": asked.steps, "batch": asked.batch, "samples": asked.samples,
-           "level": asked.level, "env": config.env, "trainer": config.trainer, "flags": config.baseline.detector.flags,
+           "level": asked.level, "env": config.env, "trainer": config.trainer, "flags": flags,
            "model": dataclasses.asdict(config.model) | {"date": None}, "files": hashes}
     if (found := read_object(file, {"curve": list[float]})) is not None and found.get("key") == key:
         return found["curve"]
@@ -153,7 +158,7 @@ def _fine_tuned(model: Attacked, asked: RelearnConfig, rate: float, file: Path, 
     def is_back(step: int) -> bool:
         means = evaluate(parts.model, parts.tokenizer, parts.environments, evaluation, seed=config.seed,
                          max_new_tokens=parts.max_new_tokens)[asked.env]
-        curve.append(max((means[flag] for flag in config.baseline.detector.flags if flag in means), default=0.0))
+        curve.append(max((means[flag] for flag in flags if flag in means), default=0.0))
         return curve[-1] >= asked.level
 
     file.parent.mkdir(parents=True, exist_ok=True)

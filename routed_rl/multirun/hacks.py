@@ -10,7 +10,7 @@ from routed_rl.artifacts import RunFolder, json_lines, require_text
 from routed_rl.config import Config
 from routed_rl.config.robust import FINE_TUNING, RelearnConfig
 from routed_rl.errors import ConfigError
-from routed_rl.multirun.attacks import Said
+from routed_rl.multirun.attacks import Said, counted
 from routed_rl.multirun.job import Job
 from routed_rl.pipeline.candidates import candidates
 from routed_rl.shapes import fits
@@ -18,17 +18,17 @@ from routed_rl.shapes import fits
 
 def hacks_of(run: RunFolder | None, config: Config, asked: RelearnConfig, seed: int) -> tuple[Said, ...]:
     """Draw `asked.completions` pairs of a prompt and a completion for fine-tuning, from the file `asked.hacks` or from the run's
-    flagged completions. `seed` decides which are drawn."""
+    completions with a flag that the attack counts. `seed` decides which are drawn."""
     if asked.hacks is not None:
         known = read_hacks(asked.hacks)
     else:
         assert run is not None
-        known = [row.said for row in candidates(run, config)
-                 if row.environment == asked.env and row.unfit is None and row.marked(config.baseline.detector)]
+        flags, rows = counted(config, asked), [row for row in candidates(run, config) if row.environment == asked.env]
+        known = [row.said for row in rows if row.unfit is None and any(row.flags.get(name) for name in flags)]
         if not known:
-            flags = " or ".join(config.baseline.detector.flags)
-            raise ConfigError(f"no completion of {run.path} in {asked.env} is flagged as {flags}, so there is nothing to "
-                              "fine-tune on; give --hacks FILE, or --by rl")
+            there = ", ".join(sorted({name for row in rows for name, value in row.flags.items() if value})) or "none"
+            raise ConfigError(f"no completion of {run.path} in {asked.env} is flagged as {' or '.join(flags)} (there is "
+                              f"{there}), so there is nothing to fine-tune on; give --flag NAME or --hacks FILE, or --by rl")
     if len(known) < asked.completions:
         console.say(f"note: there are {len(known)} completions to fine-tune on, fewer than {asked.completions}")
     return tuple(random.Random(f"relearn {seed}").sample(known, min(asked.completions, len(known))))

@@ -12,7 +12,7 @@ from routed_rl.config.robust import FINE_TUNING, RelearnConfig
 from routed_rl.errors import ConfigError, command
 from routed_rl.multirun import reporter
 from routed_rl.multirun.arms import UNROUTED
-from routed_rl.multirun.attacks import Attacked, attack
+from routed_rl.multirun.attacks import Attacked, attack, counted
 from routed_rl.multirun.hacks import first_hacks, hacks_of, read_hacks
 from routed_rl.multirun.job import Job, say_reporting
 from routed_rl.multirun.relearned import draw, summarised, table
@@ -29,6 +29,7 @@ def relearn(target: str, asked: RelearnConfig, json_file: str, others: Mapping[s
     check_file(file, "--json")
     config = config or read_config(RunFolder.open(target))
     check_environment(config, asked)
+    asked = dataclasses.replace(asked, flags=counted(config, asked))
     models = {} if run is None else {"base": config}
     models |= {"model" if run is None else "deployed": with_model(config, target)}
     if twice := [name for name in others if name in models]:
@@ -49,6 +50,8 @@ def relearn(target: str, asked: RelearnConfig, json_file: str, others: Mapping[s
                       "attacks": records})
     draw(file.with_suffix(".png"), found, asked)
     notes = [] if asked.seeds > 2 else [f"{asked.seeds} seeds: take 3 for an interval"]
+    if not any(max(record["curve"]) for record in records):
+        notes.append(f"no completion was flagged as {' or '.join(asked.flags)}; if {asked.env} has other flags, give --flag NAME")
     reporter.show([table(found, asked)], notes, file.parent, [file.name, file.with_suffix(".png").name])
     return found
 
@@ -98,7 +101,7 @@ def relearn_arms(config: Config, runs: Sequence[Job], asked: RelearnConfig, fold
     """Attack the base model of the experiment `config`, and the deployed model of each of its `runs`, under the seed of the run.
     Returns the settings, a summary by model, and the record of each attack. All models of a seed are fine-tuned on the same
     completions: those of the unrouted run, or, if it has none, of another run. If no run has any, no model is fine-tuned."""
-    attacked: list[Attacked] = []
+    attacked, asked = list[Attacked](), dataclasses.replace(asked, flags=counted(config, asked))
     for seed in dict.fromkeys(run.seed for run in runs):
         ours = [run for run in runs if run.seed == seed]
         hacks = first_hacks(sorted(ours, key=lambda run: run.arm != UNROUTED), config, asked, seed)

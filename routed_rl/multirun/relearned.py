@@ -52,7 +52,10 @@ def table(found: dict[str, Any], asked: RelearnConfig) -> Table:
     rows = [[name, cell(next(iter(each.values()))["before"], bounds=True),
              *(text for by in attacks for text in (shown(each.get(by)), rates(each.get(by))))] for name, each in found.items()]
     columns = [word for by in attacks for word in (f"updates, by {TITLES[by]}", "at the rate")]
-    return Table(f"{asked.env}: updates until a share {asked.level:g} is flagged again", ["model", "before", *columns], rows)
+    flags = f" as {' or '.join(asked.flags)}, the most frequent," if len(asked.flags) > 1 else "".join(
+        f" as {flag}" for flag in asked.flags)
+    title = f"{asked.env}: updates until a share {asked.level:g} is flagged{flags} again"
+    return Table(title, ["model", "before", *columns], rows)
 
 
 def shown(found: dict[str, Any] | None) -> str:
