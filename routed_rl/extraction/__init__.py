@@ -4,5 +4,6 @@ checks whether a subspace is a good one."""
 from routed_rl.extraction.find import prepare
 from routed_rl.extraction.job import Job
 from routed_rl.extraction.library import extract_subspace
+from routed_rl.extraction.names import axis_names
 
-__all__ = ["Job", "extract_subspace", "prepare"]
+__all__ = ["Job", "axis_names", "extract_subspace", "prepare"]

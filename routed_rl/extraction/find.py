@@ -131,12 +131,7 @@ def _quality(job: Job, held_out: Samples, found: Found, kinds: list[str]) -> dic
 def from_parts(job: Job) -> Callable[[], Subspace]:
     """Read the inputs of all `subspace.parts`, each of which is the folder of a subspace or the name of a method. Returns a
     function that makes the union of these subspaces, in the order of `subspace.parts`."""
-    makers: list[tuple[str, Callable[[], Subspace]]] = []
-    for place, part in enumerate(job.config.parts):
-        alone = job.changed(**_settings_of(part))
-        name = Path(part).name
-        name = name if name not in {before for before, _ in makers} else f"{name}_{place + 1}"
-        makers.append((name, METHODS[alone.config.method](alone)))
+    makers = [(name, METHODS[alone.config.method](alone)) for name, alone in parts_of(job)]
 
     def make() -> Subspace:
         parts = [(name, make_part()) for name, make_part in makers]
@@ -147,6 +142,16 @@ def from_parts(job: Job) -> Callable[[], Subspace]:
                                    quality=no_quality(made.directions, job.config.rank))
 
     return make
+
+
+def parts_of(job: Job) -> list[tuple[str, Job]]:
+    """Return the name of each part of a union, and the job that makes this part a subspace of its own."""
+    found: list[tuple[str, Job]] = []
+    for place, part in enumerate(job.config.parts):
+        name = Path(part).name
+        name = name if name not in {before for before, _ in found} else f"{name}_{place + 1}"
+        found.append((name, job.changed(**_settings_of(part))))
+    return found
 
 
 def _settings_of(part: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ def persona_pairs(config: SubspaceConfig, tokenizer: PreTrainedTokenizerBase, qu
     """
     traits = config.method == "persona_vectors"
     if traits:
-        entries = _entries(config.traits_file, "traits_file", ("name", "elicit", "suppress"), config.traits, config.only)
+        entries = _traits(config)
         personas = [(trait["name"], trait["elicit"], trait["suppress"], line) for line, trait in entries]
         if wrong := [(name, line) for name, *_, line in personas if "/" in name or name == "persona"]:
             raise SubspaceError(f"{config.traits_file}, line {wrong[0][1]}: {wrong[0][0]!r} cannot be the name of an axis; give "
@@ -40,6 +40,15 @@ def persona_pairs(config: SubspaceConfig, tokenizer: PreTrainedTokenizerBase, qu
     return [ContrastPair(ask(config, tokenizer, positive, question), ask(config, tokenizer, negative, question), name, line,
                          asked % 2 if traits or place % 2 == asked % 2 else -1)
             for asked, question in enumerate(questions) for place, (name, positive, negative, line) in enumerate(personas)]
+
+
+def traits_of(config: SubspaceConfig) -> list[str]:
+    """Return the names of the traits that the method `persona_vectors` uses."""
+    return [trait["name"] for _, trait in _traits(config)]
+
+
+def _traits(config: SubspaceConfig) -> list[tuple[int, dict[str, Any]]]:
+    return _entries(config.traits_file, "traits_file", ("name", "elicit", "suppress"), config.traits, config.only)
 
 
 def read_questions(config: SubspaceConfig, first: int | None) -> list[str]:

@@ -16,7 +16,7 @@ from routed_rl.checkpoint import load_quarantine, read_weights
 from routed_rl.config import LABELS, UNNAMED, Config
 from routed_rl.envs import LoadedEnvironment, load_environments, trained
 from routed_rl.errors import ModelError, SubspaceError
-from routed_rl.extraction import Job, prepare
+from routed_rl.extraction import Job, axis_names, prepare
 from routed_rl.model.adapter import attach, merge
 from routed_rl.model.families import FAMILIES
 from routed_rl.model.load import empty_model, load_model, load_tokenizer, write_generation_config
@@ -153,7 +153,7 @@ def run_subspace(parts: Parts, run: RunFolder) -> Subspace | None:
     else:
         subspace = make_subspace(parts)
         subspace.save(run.subspace)
-    check_axis(parts.config.monitor.axis, subspace)
+    check_axis(parts.config.monitor.axis, subspace.axis_names)
     return subspace
 
 
@@ -162,9 +162,20 @@ def make_subspace(parts: Parts, *, axes: bool = False) -> Subspace:
     each single axis is measured too (see `measure_axes`) and recorded in the subspace. It always is if `monitor.axis` is set."""
     axes = axes or parts.config.monitor.axis is not None
     with console.progress("extract", "steps" if parts.config.subspace.method in UNNAMED else "prompts") as advance:
-        subspace = prepare(extraction_job(parts, advance, axes=axes))()
+        subspace = prepare_subspace(parts, advance, axes=axes)()
     check_subspace(parts, subspace)
     return subspace
+
+
+def prepare_subspace(parts: Parts, progress: Callable[[int, int], None] | None = None, *, axes: bool = False
+                     ) -> Callable[[], Subspace]:
+    """Read and check the inputs of an extraction, and return the function that makes the subspace. ConfigError if `monitor.axis`
+    names an axis that it cannot have. `progress`, `axes`: as in `extraction_job`."""
+    job, axis = extraction_job(parts, progress, axes=axes), parts.config.monitor.axis
+    make = prepare(job)
+    if axis is not None:
+        check_axis(axis, axis_names(job))
+    return make
 
 
 def extraction_job(parts: Parts, progress: Callable[[int, int], None] | None = None, *, axes: bool = False) -> Job:

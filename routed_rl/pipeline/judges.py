@@ -126,7 +126,7 @@ class _Axis:
         another model; ConfigError if no completion is honest."""
         self.parts, self.subspace, config = parts, Subspace.load(Path(asked.subspace or "")), parts.config
         check_subspace(parts, self.subspace)
-        check_axis(config.monitor.axis, self.subspace)
+        check_axis(config.monitor.axis, self.subspace.axis_names)
         settings = dataclasses.replace(config.baseline.detector, layers=asked.layers)
         check_layers(settings, len(self.subspace.axes), config.model.path)
         self.layers = layers_to_read(self.subspace, asked.layers, config.monitor.axis)

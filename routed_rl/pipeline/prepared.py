@@ -8,9 +8,8 @@ from routed_rl.artifacts import RunFolder
 from routed_rl.config import Config
 from routed_rl.envs import check_prompts, has_episodes
 from routed_rl.errors import ConfigError
-from routed_rl.extraction import prepare
 from routed_rl.pipeline import record
-from routed_rl.pipeline.build import Parts, describe_parts, extraction_job, load_parts
+from routed_rl.pipeline.build import Parts, describe_parts, load_parts, prepare_subspace
 from routed_rl.pipeline.detecting import check_detector
 from routed_rl.pipeline.engines import check_served
 from routed_rl.pipeline.kept import check
@@ -21,7 +20,7 @@ from routed_rl.training.baselines import PromptContexts
 from routed_rl.training.first_scores import check_evaluated, check_first_scores
 from routed_rl.training.generations import prompts_needed
 from routed_rl.training.plan import Plan, make_plan
-from routed_rl.training.practice import check_practice
+from routed_rl.training.practice import check_practice, check_practising
 from routed_rl.training.route import check_axis
 from routed_rl.training.trials import try_out
 
@@ -37,13 +36,14 @@ def described(config: Config, run: RunFolder) -> None:
 
 
 def check_names(config: Config, run: RunFolder, before: RunFolder | None = None) -> None:
-    """ConfigError if a setting names an environment that the run does not train on. `before` is the earlier run from whose
-    checkpoint `run` begins, in a rollback."""
+    """ConfigError if a setting names an environment that the run does not have, or does not train on. `before` is the earlier run
+    from whose checkpoint `run` begins, in a rollback."""
     check(config, config.keep, "keep.", run if run.manifest.exists() else None)
-    begun = before or run
+    trains, begun = record.trained_settings(config), before or run
+    if config.routing.practises:
+        check_practising(config.routing, list(trains))
     was = record.read_config(begun).monitor if begun.config.exists() else None
-    config.monitor.check_names([*record.trained_settings(config), *record.inherited(begun)] if begun.manifest.exists() else
-                               record.trained_settings(config), was)
+    config.monitor.check_names([*trains, *record.inherited(begun)] if begun.manifest.exists() else trains, was)
 
 
 def prepared(config: Config, run: RunFolder, before: RunFolder | None = None, *, account: bool = False) -> tuple[Parts, Plan]:
@@ -67,9 +67,9 @@ def prepared(config: Config, run: RunFolder, before: RunFolder | None = None, *,
     _check_strategy(parts)
     if config.takes_subspace:
         if (subspace := (before or run).subspace).exists():
-            check_axis(config.monitor.axis, Subspace.load(subspace))
+            check_axis(config.monitor.axis, Subspace.load(subspace).axis_names)
         else:
-            prepare(extraction_job(parts))  # reads and checks the inputs of the extraction; the result is not used
+            prepare_subspace(parts)  # the result is not used
     show_plan(parts, plan, account=account)
     return parts, plan
 

@@ -61,8 +61,13 @@ def route_model(model: PreTrainedModel, writers: list[Writer], subspace: Subspac
     return Router(Quarantine(targets, list(names), context), routing, axes, subspace.stream, seed, rows)
 
 
-def check_axis(axis: str | None, subspace: Subspace) -> None:
-    """ConfigError for an axis (the value of `monitor.axis`) that the subspace does not have, because rules about shifts would
-    then never give a verdict."""
-    if axis is not None and axis not in subspace.axis_names:
-        raise ConfigError(f"monitor.axis={axis} is no axis of the subspace; it has {', '.join(subspace.axis_names)}")
+SHOWN = 12
+"""The largest number of names that a message lists."""
+
+
+def check_axis(axis: str | None, names: Sequence[str]) -> None:
+    """ConfigError for an axis (the value of `monitor.axis`) that is not among `names`, those of the subspace's axes, because
+    rules about shifts would then never give a verdict."""
+    if axis is not None and axis not in names:
+        known = ", ".join([*names[:SHOWN], *["..."] * (len(names) > SHOWN)])
+        raise ConfigError(f"monitor.axis={axis} is no axis of the subspace; it has {known}")

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from routed_rl.errors import ConfigError, SubspaceError
-from routed_rl.extraction import Job, prepare
+from routed_rl.extraction import Job, axis_names, prepare
 from routed_rl.extraction.personas import persona_pairs
 from routed_rl.linalg import orthonormality_error
 from routed_rl.model.load import load_model, load_tokenizer
@@ -37,9 +37,16 @@ def files(tiny, settings):
 
 
 def run(folder, config, seed: int = 0, **options) -> Subspace:
+    job = job_of(folder, config, seed, **options)
+    made = prepare(job)()
+    assert set(made.axis_names) <= set(known := axis_names(job)) and made.axis_names[0] == known[0]
+    return made
+
+
+def job_of(folder, config, seed: int = 0, **options) -> Job:
     path = str(folder / "model")
     model = load_model(path)
-    return prepare(Job(model, load_tokenizer(path), config, path, model_hash(model), seed, **options))()
+    return Job(model, load_tokenizer(path), config, path, model_hash(model), seed, **options)
 
 
 def settings_of(folder, method: str) -> dict:
@@ -67,6 +74,15 @@ def test_a_subspace_of_every_method_trains(files, settings, tmp_path, method):
     shifts = [rows[-1][f"ledger/ask/shift/{name}"] for name in subspace.axis_names]
     assert all(isinstance(shift, float) for shift in shifts) and any(shift != 0 for shift in shifts)
     assert rows[-1]["ledger/ask/norm"] > 0
+
+
+@pytest.mark.parametrize(("method", "more", "names"), [
+    ("mean_difference", {"rank": 2}, ["persona", "component_1", "component_2"]), ("file", {}, ["evil"]), ("dpo", {}, ["dpo"]),
+    ("dct", {}, [f"dct_{number}" for number in range(6)]), ("persona_vectors", {"only": ["trait1"]}, ["persona", "trait1"]),
+    ("assistant_axis", {"rank": 1}, ["away_from_assistant"]), ("union", {"rank": 0}, [
+        "axis.away_from_assistant", "axis.role_component_1", "mean_difference.persona"])])
+def test_the_names_of_axes_are_known_before_anything_is_extracted(files, settings, method, more, names):
+    assert axis_names(job_of(files, settings(method=method, **settings_of(files, method), **more))) == names
 
 
 def test_the_first_axis_of_roles_points_from_the_default_to_them_and_the_components_are_orthogonal_to_it(files, settings):

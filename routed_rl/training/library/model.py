@@ -131,7 +131,7 @@ def route_given(given: GivenModel, arguments: Any, routing: RoutingConfig, subsp
     if adapted:
         given.check(writers)
     check_subspace(model, given.name, subspace)
-    check_axis(axis, subspace)
+    check_axis(axis, subspace.axis_names)
     check_routable(writers, [*frozen, *(["post_norm"] if adapted else [])], arguments.router_aux_loss_coef)
     learner = given.learner()
     cast(nn.Module, learner).to(arguments.device)
