@@ -28,6 +28,7 @@ from routed_rl.multirun.sweep_page import write_sweep
 from routed_rl.multirun.trials import Dimension, Outcome, Plan, best, outcome
 
 GRID = ["routing.quarantine.learning_rate=1e-3,1e-2", "seed=0,1,2"]
+PRUNED = ["sweep=optuna", "sweep.objective=models.deployed.sums.solve"]
 RATE = "routing.quarantine.learning_rate=tag(log,interval(1e-3,1e-1))"
 
 
@@ -89,7 +90,9 @@ def test_a_list_in_brackets_is_one_value():
     (["seed=0,1", "sweep.objective=model.x"], "model is none of models, att"),
     (["evaluation.samples=0,8", "sweep.objective=models.base.sums.solve"], "needs an evaluation"),
     (["seed=0,1", "routing.mode=rout"], "choose from"),
-    (["seed=0,1", "sweep.prune.metric=x"], "sweep.prune.metric needs sweep=optuna")])
+    (["seed=0,1", "sweep.prune.metric=x"], "sweep.prune.metric needs sweep=optuna"),
+    (["seed=0,1", *PRUNED, "sweep.prune.metric=environment/sum/reward"], "ENV/reward with ENV one of code, sums, values"),
+    (["seed=0,1", *PRUNED, "sweep.prune.metric=quarantine/size"], "prune.metric=quarantine/size is no metric of these trials")])
 def test_what_cannot_be_swept_is_refused_before_any_trial_begins(tmp_path, overrides, message):
     with pytest.raises(ConfigError, match=message) as caught:
         run(tmp_path / "sweep", *overrides)

@@ -15,7 +15,7 @@ from routed_rl.multirun.job import Job, is_finished, of_one_date, train_or_resum
 from routed_rl.multirun.ranking import commands, draw, notes, plan_lines, result, table
 from routed_rl.multirun.study import Study
 from routed_rl.multirun.sweep_page import verdict, write_sweep
-from routed_rl.multirun.trials import Dimension, Outcome, Plan, check_objective, outcome
+from routed_rl.multirun.trials import Dimension, Outcome, Plan, check_metric, check_objective, outcome
 from routed_rl.multirun.workers import Execute, run_all
 
 
@@ -73,6 +73,8 @@ def sweep(fixed: list[str], dimensions: list[Dimension], compose: Compose, *, dr
         check_trainer(trial.config.trainer)
         for path in settings.objectives:
             check_objective(path, trial.config)
+        if settings.prune.metric:
+            check_metric(settings.prune.metric, trial.config)
     everything = Grid(plan, dimensions, settings) if settings.method == "grid" else None
     if dry_run:
         console.say("\n".join(plan_lines(everything.trials if everything else [], dimensions, settings)))

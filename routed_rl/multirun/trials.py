@@ -99,6 +99,24 @@ def check_objective(path: str, config: Config) -> None:
         raise ConfigError(f"sweep.objective={path} needs an evaluation; set evaluation.samples=200")
 
 
+def check_metric(name: str, config: Config) -> None:
+    """Raise ConfigError for a metric, the value of `sweep.prune.metric`, that no run of `config` writes, because it is not listed
+    in `METRICS` or names an environment that the run does not have. Metrics under TRL's own names are not checked."""
+    from routed_rl.tracking import METRICS  # it imports numpy
+
+    words = name.split("/")
+
+    def is_like(pattern: str) -> bool:
+        parts = pattern.split("/")
+        return len(parts) == len(words) and all(
+            word in config.mixture if part == "<env>" else part == word or part.startswith("<")
+            for part, word in zip(parts, words, strict=True))
+
+    if words[0] not in ("train", "time") and not any(map(is_like, METRICS)):
+        raise ConfigError(f"sweep.prune.metric={name} is no metric of these trials; give one such as train/reward, or "
+                          f"environment/ENV/reward with ENV one of {', '.join(config.mixture)}")
+
+
 def numbers(tree: Any, path: str = "") -> list[tuple[str, float]]:
     """Every number in nested mappings, with its dotted path. `path` is that of `tree` itself."""
     if isinstance(tree, dict):
