@@ -30,14 +30,21 @@ class Verdict:
 def check(job: Job, subspace: Subspace, progress: Progress | None = None) -> dict[str, Any]:
     """Compute the figures of a subspace and return plain JSON: `quality` has those of `measure_quality`, `axes` those of
     `measure_axes` (None if they were not measured), `causal` those of `causal_check`, and `cosines` compares the axes with those
-    of each subspace in `subspace.compare_to`. `progress`: called after each direction of the causal check."""
+    of each subspace in `subspace.compare_to`. For a union, `parts` has the `quality` of each of its parts by name, as it was
+    measured of that part alone. `progress`: called after each direction of the causal check."""
     others = {path: Subspace.load(path) for path in job.config.compare_to}
     for other in others.values():
         other.check_model(model=job.model_path, model_hash=job.model_hash, width=job.width, layers=job.layers)
     causal = causal_check(job, subspace, progress) if job.config.check.axes else {"missing": "subspace.check.axes=0"}
     return {"quality": {key: value for key, value in subspace.quality.items() if key != "axes"},
             "axes": subspace.quality.get("axes"), "causal": causal,
-            "cosines": {path: cosines(subspace, other) for path, other in others.items()}}
+            "cosines": {path: cosines(subspace, other) for path, other in others.items()}} | _of_parts(subspace)
+
+
+def _of_parts(subspace: Subspace) -> dict[str, Any]:
+    parts = subspace.provenance.details.get("parts", [])
+    found = {part["name"]: part["quality"] for part in parts if part.get("quality")}  # an older union has none
+    return {"parts": found} if found else {}
 
 
 def write_check(found: dict[str, Any], folder: Path) -> None:
@@ -61,6 +68,7 @@ def remarks(found: dict[str, Any]) -> list[str]:
     """Return remarks on the figures, the result of `check`, that do not make the check fail: weak layers, unexpected signs,
     figures that could not be measured."""
     lines = check_quality(found["quality"])
+    lines += [f"part {name}: {line}" for name, quality in found.get("parts", {}).items() for line in check_quality(quality)]
     for axis in found["causal"].get("axes", []):
         if axis["p_corrected"] <= 0.05 and not axis["as_signed"]:
             lines.append(f"axis {axis['axis']} acts the other way round: pushing along it makes the positive persona's answers "
@@ -74,11 +82,13 @@ def tables(found: dict[str, Any]) -> dict[str, list[dict[str, str]]]:
     """Make tables of the figures, the result of `check`: quality by layer, separation by axis, causal effects, and cosines.
     Returns the lines of each table by its title; a line maps the column's heading to a text. Empty tables are left out."""
     quality, axes, causal = found["quality"], found["axes"], found["causal"]
-    made = {"quality by layer": describe_quality(quality) if quality["pairs"] is not None else [],
-            "held-out separation (AUROC) by axis and layer, beside random directions": [
-                {"layer": str(row["layer"]), **{name: figure(row["auroc"].get(name)) for name in axes["names"][:SHOWN]},
-                 "random": figure(row["random"]), "random, best": figure(row["random_best"])}
-                for row in (axes["layers"] if axes else [])]}
+    measured = {"quality by layer": quality} | {f"quality by layer of the part {name}, measured alone": each
+                                                for name, each in found.get("parts", {}).items()}
+    made = {title: describe_quality(each) if each["pairs"] is not None else [] for title, each in measured.items()}
+    made["held-out separation (AUROC) by axis and layer, beside random directions"] = [
+        {"layer": str(row["layer"]), **{name: figure(row["auroc"].get(name)) for name in axes["names"][:SHOWN]},
+         "random": figure(row["random"]), "random, best": figure(row["random_best"])}
+        for row in (axes["layers"] if axes else [])]
     if "missing" not in causal:
         made[f"causal check at layer {causal['layer']}, push of {causal['length']:.3g}: change of log p(positive) - log "
              f"p(negative), nat per token, {causal['answers']} questions"] = [

@@ -136,8 +136,8 @@ def from_parts(job: Job) -> Callable[[], Subspace]:
     def make() -> Subspace:
         parts = [(name, make_part()) for name, make_part in makers]
         made = union(parts, job.size)
-        details = {"order": job.config.parts, "parts": [dataclasses.asdict(part.provenance) for _, part in parts],
-                   **job.read_at(parts[0][1])}
+        said = [dataclasses.asdict(part.provenance) | {"name": name, "quality": part.quality} for name, part in parts]
+        details = {"order": job.config.parts, "parts": said, **job.read_at(parts[0][1])}
         return dataclasses.replace(made, provenance=job.provenance("", details),
                                    quality=no_quality(made.directions, job.config.rank))
 

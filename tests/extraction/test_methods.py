@@ -6,8 +6,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from routed_rl.config import SubspaceCheckConfig
 from routed_rl.errors import ConfigError, SubspaceError
 from routed_rl.extraction import Job, axis_names, prepare
+from routed_rl.extraction.check import check, tables
 from routed_rl.extraction.personas import persona_pairs
 from routed_rl.linalg import orthonormality_error
 from routed_rl.model.load import load_model, load_tokenizer
@@ -147,6 +149,21 @@ def test_a_union_of_a_folder_and_a_method_has_both_parts_axes_in_their_order(fil
     assert "mean_difference.persona" in subspace.axis_names
     torch.testing.assert_close(subspace.directions[1][:, :2], axis.directions[1], rtol=0, atol=1e-5)
     assert subspace.provenance.details["order"] == settings_of(files, "union")["parts"]
+
+
+def test_a_union_keeps_the_quality_of_its_parts_and_a_check_shows_it(files, settings):
+    config = settings(method="union", check=SubspaceCheckConfig(axes=0), **settings_of(files, "union"))
+    subspace = run(files, config)
+    axis, other = subspace.provenance.details["parts"]
+    assert axis["quality"] == Subspace.load(files / "axis").quality
+    assert (axis["name"], other["name"]) == ("axis", "mean_difference")
+    found = check(job_of(files, config), subspace)
+    assert found["parts"] == {"axis": axis["quality"], "mean_difference": other["quality"]}
+    shown = tables(found)
+    for part in (axis, other):
+        assert part["quality"]["layers"][0]["auroc"] is not None
+        rows = shown[f"quality by layer of the part {part['name']}, measured alone"]
+        assert [row["separation (AUROC)"] for row in rows] == [f"{row['auroc']:.2f}" for row in part["quality"]["layers"]]
 
 
 @pytest.mark.parametrize("hook", ["resid_pre", "resid_mid"])
