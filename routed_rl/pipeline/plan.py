@@ -16,7 +16,7 @@ from routed_rl.pipeline.memory import trained_by_adapter
 from routed_rl.pipeline.moments import memory_lines
 from routed_rl.training.generations import completions_per_step, last_generation, prompts_needed
 from routed_rl.training.plan import Plan
-from routed_rl.training.practice import groups_of, idle
+from routed_rl.training.practice import UNLIMITED, groups_of, idle, untrusted
 from routed_rl.training.trainers import TrainerArguments
 
 SHARE_OF_PEAK = 0.4
@@ -45,10 +45,11 @@ def show_plan(parts: Parts, plan: Plan, *, account: bool = False) -> None:
         for loaded in parts.environments))
     say(f"routing       {routing_sentence(config)}")
     if config.routing.mode == "route":
-        say(f"practice      {practice_sentence(config)}")
         groups = groups_of(parts.trained, prompts_needed(arguments) * config.launch.world)
-        if nobody := idle(config.routing, last_generation(arguments), groups):
-            say(f"{'':13} {nobody}")
+        lines = [practice_sentence(config), untrusted(config.routing, config.monitor, groups),
+                 idle(config.routing, last_generation(arguments), groups)]
+        for place, line in enumerate(filter(None, dict.fromkeys(lines))):
+            say(f"{'' if place else 'practice':13} {line}")
     minutes = "" if model.device.type == "meta" else (
         f", about {estimate_minutes(config, parts, arguments):.1f} minutes with evaluation")
     rollouts = completions_per_step(arguments) * config.launch.world
@@ -110,7 +111,7 @@ def practice_sentence(config: Config) -> str:
     share = f"{settings.share:.0%} of the groups of"
     if settings.environments == AUTO:
         if config.monitor.evidence.limit is None and not config.monitor.evidence.limits:
-            return "none: auto trusts nobody without a limit on monitor.evidence"
+            return UNLIMITED
         return f"{share} every environment at which the monitor does not point, after {settings.probation} steps"
     if settings.environments == "all":
         return f"{share} every environment, also of leaky ones: what they pay for reaches the deployed model"

@@ -9,13 +9,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from routed_rl.config import AUTO, Config, RoutingConfig
+from routed_rl.config import AUTO, Config, MonitorConfig, RoutingConfig
 from routed_rl.envs import LoadedEnvironment
 from routed_rl.errors import ConfigError
 from routed_rl.routing import Router
 from routed_rl.training.rows import Rows
 from routed_rl.training.watch import Watch
 
+UNLIMITED = "none: auto trusts nobody without a limit on monitor.evidence"
 Allowed = Callable[[], Collection[str]]
 """Function that returns the names of the environments that may practise in the coming rollouts. It must return the same names in
 every process."""
@@ -112,6 +113,20 @@ def idle(routing: RoutingConfig, last: int, groups: Mapping[str, float]) -> str:
         counted = ", ".join(f"{name} ({count:.0f})" for name, count in few.items())
         return f"none of {counted}, with too few groups in this run for routing.practice.share={settings.share:g}"
     return ""
+
+
+def untrusted(routing: RoutingConfig, monitor: MonitorConfig | None, names: Collection[str]) -> str:
+    """Say in a sentence which of the environments `names` never practise with `routing.practice.environments=auto`, because the
+    settings of the monitor (None: there is no monitor) do not let it trust them; "" if there are none."""
+    if not routing.practises or routing.practice.environments != AUTO:
+        return ""
+    if monitor is None:
+        return ("none without a monitor, which says who may practise with routing.practice.environments=auto; give "
+                "monitor=MonitorConfig(), or name the environments")
+    without = [name for name in names if monitor.evidence.limit_of(name) is None]
+    if len(without) == len(names):
+        return UNLIMITED
+    return f"none of {', '.join(without)}, for which monitor.evidence has no limit" if without else ""
 
 
 def check_practising(routing: RoutingConfig, names: Sequence[str]) -> None:

@@ -234,6 +234,8 @@ def test_a_training_that_is_too_short_to_practise_says_so_first(parts, tmp_path,
         made = trainer(parts, tmp_path, args=arguments(tmp_path / str(number), max_steps=1), routing=routing)
         made.train()
         assert (said in capsys.readouterr().out.splitlines()) == (not number)
+    trainer(parts, tmp_path, args=arguments(tmp_path / "none", max_steps=1), routing=RoutingConfig(), monitor=None).train()
+    assert "practice: none without a monitor, which says who may practise" in capsys.readouterr().out
     assert made.labelled.counts(rows(6)) == {"a": 3, "b": 3}
 
 

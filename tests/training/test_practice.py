@@ -15,7 +15,7 @@ from routed_rl.errors import ConfigError
 from routed_rl.pipeline.plan import practice_sentence
 from routed_rl.tracking import MetricsFile, practised
 from routed_rl.training.generations import last_generation
-from routed_rl.training.practice import Practice, check_practice, idle
+from routed_rl.training.practice import Practice, check_practice, idle, untrusted
 from tests import pipeline
 from tests.algorithms import config_of, make_trainer
 from tests.parts import own_config, write_parts
@@ -153,6 +153,17 @@ def test_an_environment_that_opens_later_has_groups_that_practise():
     ({"probation": 0}, 0, {"a": 50}, "")])
 def test_a_run_that_is_too_small_to_practise_says_so_in_a_line(practice, last, groups, said):
     assert idle(from_mapping({"routing": {"practice": practice}}).routing, last, groups) == said
+
+
+@pytest.mark.parametrize(("practice", "evidence", "said"), [
+    ({}, None, "none without a monitor, which says who may practise with routing.practice.environments=auto; give "
+               "monitor=MonitorConfig(), or name the environments"),
+    ({}, {}, ""), ({}, {"limit": None}, "none: auto trusts nobody without a limit on monitor.evidence"),
+    ({}, {"limit": None, "limits": {"a": 6.0}}, "none of b, for which monitor.evidence has no limit"),
+    ({"environments": "all"}, None, ""), ({"share": 0}, None, "")])
+def test_whom_auto_never_trusts_is_said_in_a_line(practice, evidence, said):
+    config = from_mapping({"routing": {"practice": practice}, "monitor": {"evidence": evidence or {}}})
+    assert untrusted(config.routing, config.monitor if evidence is not None else None, ["a", "b"]) == said
 
 
 def test_completions_are_made_last_before_the_last_step_or_so_many_steps_earlier_as_learn_from_them():

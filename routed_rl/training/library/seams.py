@@ -16,7 +16,7 @@ from routed_rl.training.generations import last_generation, prompts_needed
 from routed_rl.training.library.hub import push
 from routed_rl.training.library.labelled import LabelledRows, scores_of
 from routed_rl.training.mixin import RoutedTrainerMixin
-from routed_rl.training.practice import idle
+from routed_rl.training.practice import idle, untrusted
 
 TRL = os.path.dirname(str(trl.__file__)) + os.sep
 """The folder of TRL's own code."""
@@ -79,13 +79,17 @@ class LibrarySeams(RoutedTrainerMixin):
         return push(self, commit_message, blocking=blocking, token=token, revision=revision, **card)
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
-        """Before the first step, say which environments will not practise, because the run is too small."""
+        """Before the first step, say which environments will not practise, because the monitor trusts none or the run is too
+        small."""
         trainer: Any = self
         arguments, counts = copy.copy(trainer.args), self.labelled.counts(trainer.train_dataset)
         arguments.max_steps = max_steps
         groups = {name: prompts_needed(arguments) * count / counts.total() for name, count in counts.items()}
-        if self.router is not None and (nobody := idle(self.router.config, last_generation(arguments), groups)):
-            console.say(f"practice: {nobody}")
+        if self.router is not None:
+            monitor = self.watch.monitor.config if self.watch is not None else None
+            nobody = untrusted(self.router.config, monitor, groups), idle(self.router.config, last_generation(arguments), groups)
+            for line in filter(None, nobody):
+                console.say(f"practice: {line}")
         return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
 
     def _run_epoch(self, *args: Any, **given: Any) -> None:
