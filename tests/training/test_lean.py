@@ -3,6 +3,7 @@ one after a generation that computed the prompt of each group once."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 from trl import RLOOConfig
 
-from routed_rl import RoutedRLOOTrainer
+from routed_rl import QuarantineConfig, RoutedRLOOTrainer
 from routed_rl.training.lean.passes import split_by_length
 from routed_rl.training.lean.rows import ROWS, choose, regroup, teaches
 from tests.families import FAMILIES, tiny
@@ -33,12 +34,12 @@ def half(completions: list[Any], environment: list[str], **_: Any) -> list[float
 
 
 class Gradient(TrainerCallback):
-    """Keeps the gradients and the ledgers of the first optimizer step, and counts the tokens that the model's layers get in
-    updates, and the rows of the first pass, which reads the prompts of the first generation."""
+    """Keeps the gradients and the ledgers of an optimizer step, counted from 1, and counts the tokens that the model's layers get
+    in updates, and the rows of the first pass, which reads the prompts of the first generation."""
 
-    def __init__(self) -> None:
+    def __init__(self, step: int = 1) -> None:
         self.found: dict[str, Tensor] = {}
-        self.tokens = self.prompts = 0
+        self.step, self.tokens, self.prompts = step, 0, 0
 
     def on_train_begin(self, *_: Any, model: Any, **__: Any) -> None:
         def count(_module: Any, _inputs: Any, output: Any) -> None:
@@ -47,8 +48,8 @@ class Gradient(TrainerCallback):
 
         model.base_model.register_forward_hook(count, prepend=True)
 
-    def on_pre_optimizer_step(self, *_: Any, model: Any, **__: Any) -> None:
-        if not self.found:
+    def on_pre_optimizer_step(self, _args: Any, state: Any, *_: Any, model: Any, **__: Any) -> None:
+        if state.global_step == self.step - 1:
             self.found = {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
             self.found |= {f"ledger of {name}": module.routed_target.tape.ledger.clone()
                            for name, module in model.named_modules() if hasattr(module, "routed_target")}
@@ -56,7 +57,7 @@ class Gradient(TrainerCallback):
 
 def gradients(parts: Path, out: Path, *, lean: bool, pay: Callable[..., list[float]] = half, routing: Any = PLAIN,
               given: dict[str, Any] | None = None, **settings: Any) -> Gradient:
-    seen = Gradient()
+    seen = Gradient(settings.get("max_steps", 1))
     kind = {"kind": RoutedRLOOTrainer} if settings.pop("rloo", False) else {}
     wanted = {"max_steps": 1, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2, "max_completion_length": 12,
               "save_strategy": "no", "max_grad_norm": 0.0}
@@ -167,6 +168,22 @@ def test_routing_gets_the_same_ledger_and_gradient(parts, tmp_path):
     check_alike(ours, theirs)
     assert ours.prompts < theirs.prompts
     assert any(name.startswith("ledger") and value.norm() > 0 for name, value in theirs.found.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", [None, QuarantineConfig().max_shift])
+def test_a_second_step_on_the_same_completions_is_the_same_but_for_the_sample_that_limits_the_first(parts, tmp_path, limit):
+    """The quarantine's step is limited by the shift that it makes at sampled tokens of the rows that ran."""
+    quarantine = QuarantineConfig(pace="fast", max_shift=limit)
+    routing = dataclasses.replace(ROUTE, quarantine=quarantine)
+    found = [gradients(parts, tmp_path / str(lean), lean=lean, routing=routing, max_steps=2, num_iterations=2)
+             for lean in (True, False)]
+    if limit is None:
+        check_alike(*found, limit=1e-4)  # the rounding of the first step's gradient, divided by its size in Adam's step
+    else:
+        with pytest.raises(AssertionError):
+            check_alike(*found, limit=1e-4)
+        check_alike(*found, limit=0.1)
 
 
 def test_a_step_with_nothing_to_learn_runs_one_row_and_every_gradient_is_0(parts, tmp_path):
