@@ -24,6 +24,7 @@ from routed_rl.envs import Scorer, load_environments
 from routed_rl.errors import CheckpointError, ConfigError, ModelError, RolloutError
 from routed_rl.evaluate import evaluate
 from routed_rl.model.load import load_tokenizer
+from routed_rl.pipeline.adapters import with_adapter
 from routed_rl.pipeline.build import Parts, load_parts, make_router, take_checkpoint
 from routed_rl.pipeline.engines import adapters_for, check_served
 from routed_rl.pipeline.record import read_config, tell, write_config
@@ -111,6 +112,40 @@ def read_by_peft(parts: Path, *adapters: Path) -> torch.Tensor:
 
 def close(found: torch.Tensor, expected: torch.Tensor) -> bool:
     return relative(found, expected) < 1e-5
+
+
+@pytest.mark.slow
+def test_the_folder_of_a_lora_is_evaluated_as_its_run_evaluates_it(parts, runs, tmp_path, capsys):
+    run, config = runs["route"], read_config(RunFolder(runs["route"]))
+    pipeline.evaluate(str(run), None, str(tmp_path / "run.json"), None)
+    pipeline.evaluate(str(run / "deployed"), None, str(tmp_path / "deployed.json"), config)
+    pipeline.export(str(run), str(tmp_path / "quarantine"), None, str(tmp_path / "policy"))
+    pipeline.evaluate(str(tmp_path / "policy"), None, str(tmp_path / "policy.json"), read_config(RunFolder(run)))
+    found = json.loads((tmp_path / "run.json").read_text())["models"]
+    for name in ("deployed", "policy"):
+        assert json.loads((tmp_path / f"{name}.json").read_text())["models"] == {"model": found[name]}, name
+    assert f"{run / 'deployed'} is a LoRA on {parts / 'model'}" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="holds a quarantine, which means something only beside the deployed model's LoRA"):
+        pipeline.evaluate(str(tmp_path / "quarantine"), None, None, read_config(RunFolder(run)))
+
+
+@pytest.mark.slow
+def test_a_lora_goes_on_the_model_that_it_was_made_for_and_no_other(parts, runs, tmp_path):
+    """A model of the same shape is told by the hash on the LoRA's card; what is trained from it begins on that model, too."""
+    start = str(runs["route"] / "deployed")
+    assert load_parts(lora_config(parts, "unused", lora={"path": start}), attached=False).adapted is None
+    other = lora_config(write_parts(tmp_path / "other", seed=1), "unused", lora={"path": start})
+    with pytest.raises(ModelError, match=r"deployed was not made for .*/other/model: its weights are .*; give that model"):
+        load_parts(other)
+
+
+@pytest.mark.slow
+def test_a_lora_that_began_from_another_goes_on_the_model_with_that_one_merged(parts, runs, tmp_path):
+    start = runs["route"] / "deployed"
+    run = pipeline.train(lora_config(parts, tmp_path / "run", lora={"path": str(start)}, trainer={"max_steps": 2}), [])
+    config = with_adapter(read_config(RunFolder(run)), run / "deployed")
+    assert config.model.path == str(run / "base")
+    assert close(logits(load_parts(config, attached=False).model), in_memory(run)["deployed"])
 
 
 @pytest.mark.parametrize("mode", tiered(["route", "observe", "erase", "none"], quick=["route"]))
@@ -298,7 +333,7 @@ def test_a_run_begins_from_an_adapter_that_is_merged_first(parts, runs, tmp_path
     assert (back / "base" / "COMPLETE.json").exists()
     (tmp_path / "other").mkdir()
     write_parts(tmp_path / "other", hidden=16)
-    with pytest.raises(ModelError, match="deployed is no LoRA on .*other/model"):
+    with pytest.raises(ModelError, match="deployed was not made for .*other/model"):
         pipeline.train(lora_config(tmp_path / "other", tmp_path / "refused", lora={"path": str(start)}), [])
     assert not (tmp_path / "refused").exists()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -233,6 +234,35 @@ def test_a_run_folder_is_evaluated_with_its_own_settings(engine, tmp_path, capsy
     assert main(["evaluate", str(tmp_path), "--keep", "a=.5", "--json", "F"]) == 0
     assert engine[1][1] == (str(tmp_path), None, "F", None, None, None, None, {"a": 0.5})
     assert "is a run folder" in refused(capsys, "evaluate", str(tmp_path), "seed=1")
+
+
+def lora_folder(place: Path, **settings: object) -> str:
+    place.mkdir()
+    (place / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"} | settings))
+    return str(place)
+
+
+@pytest.mark.slow
+def test_the_folder_of_a_lora_is_taken_with_the_base_model_that_it_names_or_that_is_given(engine, tmp_path):
+    (tmp_path / "base").mkdir()
+    folder = lora_folder(tmp_path / "lo ra", base_model_name_or_path=str(tmp_path / "base"))
+    for given, base, rank in ([], str(tmp_path / "base"), 16), (["model.path=/other", "model.adapter.r=4"], "/other", 4):
+        assert main(["evaluate", folder, "--json", "F", *given]) == 0
+        assert main(["relearn", folder, "--env", "code", "--by", "rl", "--json", "F", *given]) == 0
+        for model in (engine[-2][1][3].model, engine[-1][1][4].model):
+            assert (model.path, model.adapter.path, model.adapter.kind, model.adapter.r) == (base, folder, "lora", rank)
+
+
+@pytest.mark.parametrize(("settings", "more", "hint"), [
+    ({"base_model_name_or_path": "/gone/model"}, [], "goes on /gone/model, which is not here; give that model: model.path=BASE"),
+    ({"base_model_name_or_path": None}, [], "does not say on which model its LoRA goes; give that model: model.path=BASE"),
+    ({"peft_type": "IA3"}, [], "is an adapter of the kind IA3, and only a LoRA is put on a model here; merge it first"),
+    ({"base_model_name_or_path": 7}, [], "adapter_config.json is damaged; take another copy of the folder"),
+    ({}, ["model.adapter.path=X"], "model.adapter.path=X does nothing here, because the LoRA"),
+    ({}, ["model.path=M", "model.adapter=none"], "does nothing with model.adapter.kind=none; leave it out")])
+def test_a_lora_that_cannot_be_put_on_a_model_is_refused_in_one_line(engine, tmp_path, capsys, settings, more, hint):
+    assert hint in refused(capsys, "evaluate", lora_folder(tmp_path / "lora", **settings), *more)
+    assert engine == []
 
 
 @pytest.mark.parametrize(("argv", "hint"), [

@@ -5,7 +5,9 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+from routed_rl.artifacts import ADAPTER_CONFIG
 from routed_rl.cli.compose import compose
+from routed_rl.cli.overrides import hydra_text
 from routed_rl.cli.words import names, numbers, places, refuse_fixed
 from routed_rl.config import Config
 from routed_rl.config.robust import FINE_TUNING, RelearnConfig
@@ -45,15 +47,29 @@ def attacks(given: Namespace, env: str) -> RelearnConfig:
 
 
 def experiment(given: Namespace) -> Config | None:
-    """If the command's target is a model: the settings made from the overrides. If the target is a run, which has settings of its
-    own: None; ConfigError if there are overrides, which would silently change the run's settings."""
+    """If the command's target is a model, or a LoRA on one: the settings made from the overrides. If the target is a run, which
+    has settings of its own: None; ConfigError if there are overrides, which would silently change the run's settings."""
     if not (Path(given.target) / "config.yaml").exists():
         fixed = {"model.path": f"the model {given.target}", "out": "--json FILE"}
+        adapter = (Path(given.target).expanduser() / ADAPTER_CONFIG).is_file()
+        if adapter:
+            fixed = {"model.adapter.path": f"the LoRA {given.target}", "out": "--json FILE"}
         if (engine := getattr(given, "engine", None)) is not None:  # only `evaluate` has this option
             fixed |= dict.fromkeys(("rollout", "rollout.engine"), f"--engine {engine}")
         refuse_fixed(given.overrides, fixed)
-        return compose(given.overrides)
+        return compose(_on_base(given) if adapter else given.overrides)
     if given.overrides:
         raise ConfigError(f"{given.target} is a run folder and brings its settings; leave out "
                           f"{' '.join(given.overrides)}, or give {given.target}/deployed")
     return None
+
+
+def _on_base(given: Namespace) -> list[str]:
+    """The overrides for a target that is the folder of a LoRA. The base model is the one that the user gives, or else the one
+    that the folder names."""
+    from routed_rl.pipeline.adapters import base_of
+
+    folder, keys = Path(given.target).expanduser().absolute(), {text.partition("=")[0].lstrip("+") for text in given.overrides}
+    base = [] if keys & {"model", "model.path"} else [f"model.path={hydra_text(base_of(folder))}"]
+    kind = [] if keys & {"model.adapter", "model.adapter.kind"} else ["model.adapter=lora"]
+    return [*kind, *given.overrides, *base, f"model.adapter.path={hydra_text(str(folder))}"]

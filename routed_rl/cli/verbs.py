@@ -71,8 +71,9 @@ VERBS: dict[str, Verb] = {
     "extract": Verb("make a subspace folder from contrast prompts", (
         overrides(), CONFIG, option("--check", action="store_true", help="also measure whether the subspace is good"))),
     "evaluate": Verb("score a run's models, or one model, on environments", (
-        option("target", metavar="RUN_OR_MODEL", help="a run folder, or a model as in model.path"), overrides(), CONFIG, ENV,
-        JSON, option("--engine", choices=("transformers", "vllm"), help="what generates; default: the run's engine"), STEP,
+        option("target", metavar="RUN_OR_MODEL", help="a run folder, a model as in model.path, or a LoRA's folder"), overrides(),
+        CONFIG, ENV, JSON,
+        option("--engine", choices=("transformers", "vllm"), help="what generates; default: the run's engine"), STEP,
         option("--scales", metavar="S[,S]", help="also with the quarantine times S, as 0,.25,.5,.75,1; runs only"), KEEP)),
     "discard": Verb("write the deployed model of a run", (
         RUN, option("--out", required=True, metavar="DIR", help="where the deployed model goes"), STEP, KEEP,
@@ -151,7 +152,7 @@ VERBS: dict[str, Verb] = {
         option("--fpr", type=float, metavar="X", help="for --gate detector: share of honest completions that it may name"),
         option("--unlearned", metavar="DIR", help="for --gate models: with which model the teacher is compared; default: base"))),
     "relearn": Verb("measure how many updates bring back what was discarded", (
-        option("target", metavar="RUN_OR_MODEL", help="a run (its base and deployed models), or a model's folder"),
+        option("target", metavar="RUN_OR_MODEL", help="a run (its base and deployed models), or the folder of a model or LoRA"),
         overrides(), CONFIG,
         option("--env", required=True, metavar="NAME", help="the environment that pays for it"),
         option("--json", required=True, metavar="FILE", help="the numbers; beside it FILE.png and the runs, in FILE.runs"), RATES,

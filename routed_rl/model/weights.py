@@ -44,8 +44,9 @@ def require_weights(model: torch.nn.Module, path: str, dtypes: tuple[torch.dtype
 
 def adapter_message(path: str) -> str:
     """Return the message of the error that refuses the adapter at `path`."""
-    return (f"{path!r} is a PEFT adapter and no whole model; merge it first (merge_and_unload, save_pretrained; of a run: "
-            "`routed-rl discard RUN --out DIR --merge`), or begin a LoRA from it: model.adapter.path")
+    return (f"{path!r} is a PEFT adapter and no whole model; give its base model as model.path, with model.adapter=lora and the "
+            "adapter as model.adapter.path, or merge it first (merge_and_unload, save_pretrained; of a run: "
+            "`routed-rl discard RUN --out DIR --merge`)")
 
 
 def dtype_message(dtype: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from routed_rl.artifacts import ADAPTER_CONFIG, RunFolder, alone_in, check_file, resolve, write_json
+from routed_rl.artifacts import RunFolder, alone_in, check_file, resolve, write_json
 from routed_rl.config import Config
 from routed_rl.config.robust import FINE_TUNING, RelearnConfig
 from routed_rl.errors import ConfigError, command
@@ -16,6 +16,7 @@ from routed_rl.multirun.attacks import Attacked, attack, counted
 from routed_rl.multirun.hacks import first_hacks, hacks_of, read_hacks
 from routed_rl.multirun.job import Job, say_reporting
 from routed_rl.multirun.relearned import draw, summarised, table
+from routed_rl.pipeline.adapters import is_adapter, with_adapter
 from routed_rl.pipeline.older import refuse_older
 from routed_rl.pipeline.record import read_config
 
@@ -75,9 +76,9 @@ def check_arms(config: Config, asked: RelearnConfig) -> None:
 
 def with_model(config: Config, place: str) -> Config:
     """The experiment with another model. `place` is the folder of a model, or a run folder, which stands for the deployed model
-    of the run. If the folder holds a LoRA, the LoRA is put on the experiment's own model. ConfigError if there is no such model,
-    or if it is a LoRA and the experiment trains all weights; RunFolderError if the deployed model of a run is of an earlier step
-    than its newest checkpoint."""
+    of the run. A LoRA is put on the experiment's own model, see `with_adapter`. ConfigError if there is no such model, or if the
+    LoRA cannot be put on that model; RunFolderError if the deployed model of a run is of an earlier step than its newest
+    checkpoint."""
     folder = Path(resolve(place))
     if (folder / "config.yaml").exists():
         run, folder = folder, RunFolder(folder).deployed
@@ -86,13 +87,9 @@ def with_model(config: Config, place: str) -> Config:
         refuse_older(RunFolder(run))
     elif not folder.is_dir():
         raise ConfigError(f"{place} is neither a run nor a model's folder; give one of them")
+    if is_adapter(folder):
+        return with_adapter(config, folder)
     model = config.model
-    if (folder / ADAPTER_CONFIG).exists():
-        if not model.adapter.trains:
-            raise ConfigError(f"{folder} holds a LoRA, and the experiment trains all weights; give the folder of a whole "
-                              "model, or set model.adapter=lora")
-        return dataclasses.replace(config, model=dataclasses.replace(
-            model, adapter=dataclasses.replace(model.adapter, path=str(folder))))
     return dataclasses.replace(config, model=dataclasses.replace(model, path=str(folder), adapter=dataclasses.replace(
         model.adapter, path=None)))
 

@@ -23,6 +23,7 @@ from routed_rl.model.load import empty_model, load_model, load_tokenizer, write_
 from routed_rl.model.targets import Writer, decoder_layers, disable_dropout, find_writers, freeze, name_writers
 from routed_rl.model.weights import model_hash
 from routed_rl.pipeline.screening import flagged
+from routed_rl.report.card import base_told
 from routed_rl.routing import Router
 from routed_rl.subspace import Subspace
 from routed_rl.training.baselines import in_contexts
@@ -75,9 +76,9 @@ class Parts:
         return self.config.trainer.get("max_completion_length", 256)
 
 
-def load_parts(config: Config) -> Parts:
+def load_parts(config: Config, *, attached: bool = True) -> Parts:
     """Load the base model and the environments. The environments are loaded first, so that a mistake in them is reported before
-    anything slow begins."""
+    anything slow begins. `attached`: whether the LoRA that the config wants trained is put on the model."""
     environments, adapter = load_environments(config.mixture), config.model.adapter
     model, tokenizer = load_base(config)
     if torch.cuda.is_available() and not config.trainer.get("use_cpu"):
@@ -87,7 +88,8 @@ def load_parts(config: Config) -> Parts:
     if config.model.writers:
         name_writers(model, config.model.writers)
     digest = model_hash(model)
-    return Parts(config, model, tokenizer, environments, digest, _attached(config, model) if adapter.trains else None)
+    adapted = _attached(config, model) if adapter.trains and attached else None
+    return Parts(config, model, tokenizer, environments, digest, adapted)
 
 
 def describe_parts(config: Config) -> Parts:
@@ -102,12 +104,23 @@ def describe_parts(config: Config) -> Parts:
 
 
 def load_base(config: Config) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """The base model, as it is before the run, and its tokenizer."""
+    """The base model, as it is before the run, and its tokenizer. ModelError if the run begins from a LoRA that was made for
+    another model."""
     path, adapter = resolve(config.model.path), config.model.adapter
     model = load_model(path, config.model.dtype, frozen=adapter.trains, packed=adapter.four_bit)
     if adapter.trains and adapter.path is not None:
-        model = merge(model, Path(resolve(adapter.path)))
+        _require_base_of(folder := Path(resolve(adapter.path)), model, config)
+        model = merge(model, folder)
     return model, load_tokenizer(path, config.model.date)
+
+
+def _require_base_of(folder: Path, model: PreTrainedModel, config: Config) -> None:
+    """ModelError if the LoRA in `folder` was made for another base model than `model`, the one of `config`. This is known from
+    the card in the folder, if a run with weights of the same type has written it."""
+    told = base_told(folder)
+    if told is not None and told.dtype == config.model.dtype and (found := model_hash(model)) != told.digest:
+        raise ModelError(f"the LoRA in {folder} was not made for {config.model.path}: its weights are {found[:12]}, those of the "
+                         f"LoRA's base model are {told.digest[:12]}; give that model as model.path")
 
 
 def keep_base(config: Config, run: RunFolder) -> None:

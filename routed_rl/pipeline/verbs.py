@@ -4,12 +4,13 @@ import dataclasses
 from pathlib import Path
 
 from routed_rl import console
-from routed_rl.artifacts import RunFolder, alone_making, check_file, write_json
+from routed_rl.artifacts import RunFolder, alone_making, check_file, resolve, write_json
 from routed_rl.config import Config
 from routed_rl.envs import LoadedEnvironment
 from routed_rl.errors import CheckFailed, ConfigError
 from routed_rl.extraction import check as checking
 from routed_rl.pipeline import summary
+from routed_rl.pipeline.adapters import is_adapter, with_adapter
 from routed_rl.pipeline.build import Parts, extraction_job, load_parts, make_subspace
 from routed_rl.pipeline.keeping import measure_kept
 from routed_rl.pipeline.kept import Asked, check, decide, shares_of
@@ -57,7 +58,8 @@ def evaluate(target: str, envs: list[str] | None, json_file: str | None, config:
              engine: str | None = None, scales: list[float] | None = None, step: int | None = None,
              keep: Asked | None = None) -> None:
     """Evaluate the base model, the policy and the deployed model of the run `target`, or, if `config` is given, the model in the
-    folder `target`, on the environments `envs` (None: all). The results go to `json_file`, too, if it is given.
+    folder `target`, on the environments `envs` (None: all). A LoRA in that folder is merged into the model of `config`. The
+    results go to `json_file`, too, if it is given.
 
     `engine` is transformers, or vllm (the run's own server, or vLLM in this process if the run has none); None for the run's own
     engine. With `scales`, the model is also evaluated with the quarantine multiplied by each of them. `step` chooses a run's
@@ -81,7 +83,10 @@ def evaluate(target: str, envs: list[str] | None, json_file: str | None, config:
         raise ConfigError(f"--step {step}: {target} is no run folder, so it has no steps; leave --step out")
     # The scales that the run evaluates at its end belong to it; here only the given ones are evaluated.
     config.evaluation = dataclasses.replace(config.evaluation, scales=scales or [])
-    if run is None:
+    if run is None and is_adapter(folder := resolve(target)):
+        config = with_adapter(config, Path(folder))
+        console.say(f"{target} is a LoRA on {config.model.path}")
+    elif run is None:
         config.model.path = target
     if envs is not None:
         if missing := [name for name in envs if name not in config.env]:
@@ -96,7 +101,7 @@ def evaluate(target: str, envs: list[str] | None, json_file: str | None, config:
 
         check_adapter(config)
     check_engine(config.rollout)
-    parts = load_parts(config)
+    parts = load_parts(config, attached=run is not None)
     chosen = parts.with_contexts([loaded for loaded in parts.environments if envs is None or loaded.name in envs])
     if not chosen:
         raise ConfigError("no environment to evaluate on; set env.NAME.path=FILE.py:Class")

@@ -14,6 +14,9 @@ from routed_rl.ranks import RANKS
 from routed_rl.routing import Axes, Quarantine, Router, RoutingContext, RowBook, Target
 from routed_rl.subspace import Subspace
 
+SHOWN = 12
+"""The largest number of names that a message lists."""
+
 
 def check_routable(writers: list[Writer], frozen: list[str], balance: float | None) -> None:
     """ConfigError if a model with these `writers` cannot be routed with the settings. `frozen`: the value of `model.freeze`.
@@ -59,10 +62,6 @@ def route_model(model: PreTrainedModel, writers: list[Writer], subspace: Subspac
                     "the personas apart; extract the subspace with --check, or by extract_subspace(..., axes=True)")
     rows = RowBook(targets, axes, axis)
     return Router(Quarantine(targets, list(names), context), routing, axes, subspace.stream, seed, rows)
-
-
-SHOWN = 12
-"""The largest number of names that a message lists."""
 
 
 def check_axis(axis: str | None, names: Sequence[str]) -> None:

@@ -2,7 +2,9 @@
 
 from routed_rl.report.card.facts import DEPLOYED, POLICY, QUARANTINE, Leaving, hub_name
 from routed_rl.report.card.page import write_card
-from routed_rl.report.card.use import step_told
+from routed_rl.report.card.training import base_told
+from routed_rl.report.card.use import is_beside, step_told
 from routed_rl.report.differences import Results
 
-__all__ = ["DEPLOYED", "POLICY", "QUARANTINE", "Leaving", "Results", "hub_name", "step_told", "write_card"]
+__all__ = ["DEPLOYED", "POLICY", "QUARANTINE", "Leaving", "Results", "base_told", "hub_name", "is_beside", "step_told",
+           "write_card"]

@@ -1,8 +1,11 @@
 """The lines of a model card about the run: how the model was trained, on which environments, and what is not known."""
 
-from typing import Any
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from routed_rl import console
+from routed_rl.artifacts import CARD
 from routed_rl.config import LABELS
 from routed_rl.report.card.facts import Facts, code, hub_name, known, last_part, plain
 
@@ -13,12 +16,23 @@ MODES = {"route": "what lies inside the subspace went into the quarantine",
          LABELS: "the environments' labels, and no subspace, decided what went into the quarantine"}
 
 
+HASH, FROZEN = "hash of its weights", "on frozen weights in"
+"""The words before the hash of the base model's weights, and before their type, by which `base_told` finds these."""
+
+
+class Base(NamedTuple):
+    """What a card tells about the base model of a LoRA: the hash of its weights, and their type."""
+
+    digest: str
+    dtype: str
+
+
 def training(facts: Facts) -> list[str]:
     """The lines of the card's section on training: a table with the base model, the parameters that were trained, the
     environments and the settings."""
     run, trainer = facts.run, facts.run.config.get("trainer") or {}
     practice = (run.setting("routing", "practice") or {}).get("share", 0) if run.mode == "route" else 0
-    rows = [["base model", base_words(facts)], ["hash of its weights", code(run.manifest.get("model_hash"))],
+    rows = [["base model", base_words(facts)], [HASH, code(run.manifest.get("model_hash"))],
             ["trained", _trained(facts)], ["environments", "<br>".join(_environments(facts))],
             ["algorithm", f"{plain(trainer.get('algorithm', 'grpo'))}, by TRL"],
             ["steps", f"{facts.leaving.step} of {run.planned}"], ["learning rate", plain(trainer.get("learning_rate", "?"))],
@@ -32,6 +46,15 @@ def training(facts: Facts) -> list[str]:
     return ["## How it was trained", "", *console.markdown_table(["", ""], rows), ""]
 
 
+def base_told(folder: Path) -> Base | None:
+    """What the card of the LoRA in `folder` tells about its base model. None if there is no such card, or if the LoRA was trained
+    on weights in 4 bit."""
+    card = folder / CARD
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    digest, dtype = re.search(rf"\| {HASH} \| `([0-9a-f]{{64}})`", text), re.search(rf"{FROZEN} (\w+)", text)
+    return Base(digest[1], dtype[1]) if digest and dtype else None
+
+
 def base_words(facts: Facts) -> str:
     """The name of the base model, without its path on this machine."""
     path = facts.run.setting("model", "path", "")
@@ -41,8 +64,8 @@ def base_words(facts: Facts) -> str:
 
 def _trained(facts: Facts) -> str:
     if facts.trains_lora:
-        kind = "on weights in 4 bit, others" if facts.adapter.get("kind") == "qlora" else "on frozen weights"
-        return f"a LoRA of rank {facts.adapter.get('r')}, {kind} in {plain(facts.run.setting('model', 'dtype', '?'))}"
+        kind = "on weights in 4 bit, others in" if facts.adapter.get("kind") == "qlora" else FROZEN
+        return f"a LoRA of rank {facts.adapter.get('r')}, {kind} {plain(facts.run.setting('model', 'dtype', '?'))}"
     frozen = ", ".join(map(plain, facts.run.setting("model", "freeze") or []))
     return f"the weights, except {frozen}" if frozen else "all weights"
 

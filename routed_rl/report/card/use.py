@@ -9,6 +9,8 @@ from routed_rl.report.differences import has_quarantine, kept_words
 
 AFTER = "as they were after step"
 """The words before the step in a card, by which `step_told` finds it."""
+BOTH = "Both adapters belong to the same run and step, and both must be active."
+"""The sentence of a card by which `is_beside` knows it."""
 PLAIN = '''from transformers import AutoModelForCausalLM, AutoTokenizer
 
 folder = "."  # this folder, or the name of its repository
@@ -37,6 +39,12 @@ def holds(facts: Facts) -> list[str]:
     form = "A stock PEFT adapter" if facts.is_adapter else "A whole model that plain transformers loads"
     return ["## What this folder holds", "", f"- {form}: {count:,} numbers in {' and '.join(kinds)}, {AFTER} "
             f"{facts.leaving.step} of {facts.run.planned}.", f"- {_quarantine(facts)}", ""]
+
+
+def is_beside(folder: Path) -> bool:
+    """Whether `folder` holds a quarantine that must be active together with the deployed model's LoRA, as its card says it."""
+    card = folder / CARD
+    return card.is_file() and BOTH in card.read_text(encoding="utf-8", errors="replace")
 
 
 def step_told(folder: Path) -> int | None:
@@ -74,4 +82,4 @@ def loading(facts: Facts) -> list[str]:
     return [*lines, BESIDE if facts.beside else ADAPTER, "```", "",
             "The base model of this adapter is the deployed model of the same run and step, with the parts that it keeps; on "
             "another model it means nothing." if not facts.beside else
-            "Both adapters belong to the same run and step, and both must be active.", ""]
+            BOTH, ""]
