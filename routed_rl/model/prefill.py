@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.dropout import _DropoutNd
 from transformers import DynamicCache
 
 from routed_rl.routing import RoutingContext
@@ -94,11 +93,10 @@ def keeps_states(model: nn.Module) -> bool:
 
 
 def drops_out(model: nn.Module) -> bool:
-    """Whether a forward pass of the model, in the mode in which it is, draws dropout, or the noise of a mixture's router. The
-    rates are `p` of a dropout module, and every number of a module that has `drop` or `jitter` in its name."""
-    def rates(module: nn.Module) -> list[float]:
-        named = [value for name, value in vars(module).items()
-                 if ("drop" in name or "jitter" in name) and isinstance(value, float)]
-        return [module.p, *named] if isinstance(module, _DropoutNd) else named
+    """Whether a forward pass of the model, in the mode in which it is, draws dropout, or the noise of a mixture's router. Rates
+    are `p` of a dropout module, and every number of a module that has `drop` or `jitter` in its name."""
+    def draws(module: nn.Module) -> bool:
+        return any(isinstance(rate, float) and rate > 0 for name, rate in vars(module).items()
+                   if "drop" in name or "jitter" in name or (name == "p" and "Dropout" in type(module).__name__))
 
-    return any(module.training and any(rate > 0 for rate in rates(module)) for module in model.modules())
+    return any(module.training and draws(module) for module in model.modules())
