@@ -67,9 +67,8 @@ class Config:
     trainer: dict[str, Any] = field(default_factory=dict)
     """Settings of TRL's trainer. They are any field of its `GRPOConfig` (or `RLOOConfig`), `algorithm`, which is grpo, rloo or
     ppo, and `lean`. With lean=true, the default, an update leaves out what does not change its gradient (rows of advantage 0,
-    padding and the logits of prompts), and a generation by transformers computes the prompt of a group once; with lean=false TRL
-    computes everything itself. A field that is not set has TRL's
-    default."""
+    padding and the logits of prompts), and a generation by transformers computes the prompt of a group once; with lean=false,
+    or with `neftune_noise_alpha`, TRL computes everything itself. A field that is not set has TRL's default."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """How the base model, the policy and the deployed model are evaluated."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

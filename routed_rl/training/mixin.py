@@ -64,7 +64,8 @@ class RoutedTrainerMixin(StepMixin, ContextsMixin, PractisingMixin, LeanMixin, S
         with each row of the metrics. `strategy`: the value of `launch.strategy`. `lean`: the value of `trainer.lean`, see
         `LeanMixin`. `ahead`: whether `served` generates one generation ahead. `kwargs`: further arguments of TRL's trainer.
         """
-        self.strategy, self.shared, self.evaluator, self.lean = strategy, strategy in SHARED, evaluator, lean
+        self.strategy, self.shared, self.evaluator = strategy, strategy in SHARED, evaluator
+        self.lean = lean and not args.neftune_noise_alpha  # whose noise depends on how long a row is with its padding
         self.router, self.run, self.reward, self.watch, self.practice = router, run, reward, watch, practice
         self.contexts, self.edit, self.advantages, self.health = contexts, edit, advantages, health
         if router is not None or edit is not None:  # a router books what each row does at the states of its prompt

@@ -1,0 +1,50 @@
+"""What a script does to a library trainer, or to its model, after the trainer was made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig
+
+from tests.library import PLAIN, arguments, subspace_of, trainer
+from tests.parts import write_parts
+
+READERS = LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
+WRITERS = LoraConfig(r=4, target_modules="all-linear")
+IDS = torch.tensor([[6, 8, 9, 5], [6, 10, 11, 5]])
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory) -> Path:
+    return write_parts(tmp_path_factory.mktemp("parts"))
+
+
+@pytest.fixture(scope="module")
+def subspace(parts) -> Any:
+    return subspace_of(parts)
+
+
+@torch.no_grad()
+def logits(model: Any) -> torch.Tensor:
+    return model.eval()(IDS).logits.float()
+
+
+@torch.no_grad()
+def fill(trainer: Any) -> None:
+    """A quarantine, and in a LoRA factors B, as if they had learned."""
+    for target in trainer.quarantine.targets:
+        target.coefficients.fill_(0.05)
+    for name, parameter in trainer.model.named_parameters():
+        if ".lora_B." in name:
+            parameter.fill_(0.02)
+
+
+@pytest.mark.slow
+def test_noise_on_the_embeddings_switches_lean_off(parts, tmp_path):
+    """NEFTune's noise is smaller in a longer row, and padding counts."""
+    made = [trainer(parts, tmp_path / name, routing=PLAIN, subspace=None, args=arguments(tmp_path / name, **changes))
+            for name, changes in {"noisy": {"neftune_noise_alpha": 5.0}, "silent": {}}.items()]
+    assert [each.lean for each in made] == [False, True]
