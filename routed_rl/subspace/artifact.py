@@ -106,7 +106,7 @@ class Subspace:
         spans the directions of all layers and has a rank of at most `shared_rank`. `drop_below`: the share of the largest
         singular value below which a direction of the span is dropped."""
         if layout == "per_layer":
-            return list(self.directions)
+            return [basis.clone() for basis in self.directions]  # a resumed run writes the bases of its checkpoint into them
         # Weighted by strength: layers mostly rotate the same few directions, and the rest hardly tells the personas apart.
         weighted = [basis * self.strengths(layer) for layer, basis in enumerate(self.directions)]
         if layout == "shared":
@@ -158,7 +158,8 @@ class Subspace:
                                 f"width {width}; it was extracted from {ours.model}: extract one from {model}")
         if ours.model_hash != model_hash:
             raise SubspaceError(f"the subspace was extracted from {ours.model} (weights {ours.model_hash[:12]}), not from "
-                                f"{model} (weights {model_hash[:12]}): extract one from {model}")
+                                f"{model} (weights {model_hash[:12]}; in another dtype they count as others): extract one from "
+                                f"{model}")
 
     def save(self, folder: Path) -> None:
         """Write `subspace.safetensors` and `subspace.json` into a new sealed folder. Either both are written or none."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig
 
+from routed_rl import SubspaceConfig
 from tests.library import PLAIN, arguments, subspace_of, trainer
 from tests.parts import write_parts
 
@@ -40,6 +41,21 @@ def fill(trainer: Any) -> None:
     for name, parameter in trainer.model.named_parameters():
         if ".lora_B." in name:
             parameter.fill_(0.02)
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_leaves_the_subspace_of_the_script_as_it_is(parts, tmp_path):
+    def made(found: Any, steps: int) -> Any:
+        return trainer(parts, tmp_path / "run", subspace=found, bases=SubspaceConfig(layout="per_layer"),
+                       args=arguments(tmp_path / "run", max_steps=steps))
+
+    made(subspace_of(parts), 1).train()
+    turned = subspace_of(parts)
+    for basis in turned.directions:
+        basis.neg_()  # spans the same
+    before = [basis.clone() for basis in turned.directions]
+    made(turned, 2).train(resume_from_checkpoint=True)
+    assert all(basis.equal(was) for basis, was in zip(turned.directions, before, strict=True))
 
 
 @pytest.mark.slow
