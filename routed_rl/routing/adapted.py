@@ -109,8 +109,10 @@ class AdapterWeight(FrozenWeight):
 
     @property
     def factors(self) -> tuple[Tensor, Tensor]:
-        """The trained factors B (D, R) and A (R, N). If they are in pieces, every process must read this property."""
-        return self._held or (whole(self.up.weight), whole(self.down.weight))
+        """The trained factors B (D, R) and A (R, N), in the dtype and on the device in which they were trained, also if the model
+        was moved since. If they are in pieces, every process must read this property."""
+        up_DR, down_RN = self._held or (whole(self.up.weight), whole(self.down.weight))
+        return up_DR.to(self.device, self.dtype), down_RN.to(self.device, self.dtype)
 
     def hold(self) -> None:
         """If the LoRA's factors are in pieces, gather them, and keep the full tensors until `release` is called."""

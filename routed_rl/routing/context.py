@@ -75,6 +75,14 @@ class RoutingContext:
 
     def __init__(self) -> None:
         self.now = Record()
+        self.adapter: Any = None
+        """Any one of the model's modules with a LoRA that is trained; None if the weights are trained."""
+
+    @property
+    def without_adapter(self) -> bool:
+        """Whether PEFT's `disable_adapter` has switched the LoRA off. The model is then the base model, without the quarantine,
+        also at writers that have no LoRA."""
+        return getattr(self.adapter, "disable_adapters", False)
 
     def change(self, **fields: Any) -> None:
         """Change fields of the record, by name, for later forward passes. A forward pass that waits for its backward pass keeps

@@ -62,8 +62,8 @@ def add_quarantines_(y_TD: Tensor, targets: list[Target], tokens: list[Tensor], 
     with torch.autocast(y_TD.device.type, enabled=False):
         coordinates_TK = y_TD.new_zeros(len(y_TD), targets[0].rank)
         for target, chosen, x in zip(targets, tokens, inputs, strict=True):
-            coordinates_TK.index_add_(0, chosen, linear(x.to(y_TD.dtype), target.coefficients.to(y_TD.dtype)))
-        return y_TD.addmm_(record.routed_tokens(coordinates_TK), targets[0].pair.write.mT.to(y_TD.dtype))
+            coordinates_TK.index_add_(0, chosen, linear(x.to(y_TD.dtype), target.coefficients.to(y_TD)))
+        return y_TD.addmm_(record.routed_tokens(coordinates_TK), targets[0].pair.write.mT.to(y_TD))
 
 
 def mix(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
@@ -96,6 +96,8 @@ class RoutedExperts(nn.Module):
         D), which is added to the stream."""
         targets, record = self.routed_target, self.routed_target[0].context.now
         y_TD, tokens, inputs = mix(self, hidden_states, top_k_index, top_k_weights)
+        if targets[0].context.without_adapter:
+            return y_TD
         if torch.is_grad_enabled() and record.environment_ids_B is not None:
             if not y_TD.requires_grad:  # nothing below is trained, so no cotangent would reach the tap
                 y_TD = y_TD + y_TD.new_zeros((), requires_grad=True)

@@ -58,8 +58,8 @@ def add_quarantine_(y: Tensor, x: Tensor, target: Target, record: Record) -> Ten
     """Add the quarantine's output `A (C x)` to the writer's output `y` in place, except in rows that practise; returns `y`. `x`
     is the writer's input."""
     with torch.autocast(x.device.type, enabled=False):
-        coordinates = record.routed(linear(x.to(y.dtype), target.weight_part().to(y.dtype), target.bias_part(y.dtype)))
-        y.view(-1, y.shape[-1]).addmm_(coordinates.flatten(0, -2), target.pair.write.mT.to(y.dtype))
+        coordinates = record.routed(linear(x.to(y.dtype), target.weight_part().to(y), target.bias_part(y)))
+        y.view(-1, y.shape[-1]).addmm_(coordinates.flatten(0, -2), target.pair.write.mT.to(y))
     return y
 
 
@@ -78,7 +78,7 @@ class RoutedModule(nn.Module):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         y = super().forward(x, *args, **kwargs)
         target, record = self.routed_target, self.routed_target.context.now
-        if getattr(self, "disable_adapters", False):  # PEFT's switch for the base model
+        if target.context.without_adapter:
             return y
         if torch.is_grad_enabled() and record.environment_ids_B is not None:
             if not y.requires_grad:  # nothing below is trained, so no cotangent would reach the tap
@@ -101,7 +101,7 @@ class RoutedUp(nn.Module):
             return super().forward(x)
         with torch.autocast(x.device.type, enabled=False):
             up_DR = target.pair.outside(self.weight)  # pyright: ignore[reportArgumentType]
-        return linear(x, up_DR)
+        return linear(x, up_DR.to(self.weight.dtype))  # pyright: ignore[reportArgumentType]
 
     __reduce__ = reduce_routed
 

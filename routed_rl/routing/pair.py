@@ -45,8 +45,10 @@ class BasisPair:
 
     def outside(self, directions_DM: Tensor) -> Tensor:
         """Return `(I - A Bᵀ) directions`, (D, M), the part of a writer's outputs `directions_DM` that does not reach the
-        subspace."""
-        return torch.addmm(directions_DM, self.write, self.read.mT @ directions_DM, alpha=-1)
+        subspace. It is computed in the dtype of the matrices, on the device of `directions_DM`."""
+        write, read = self.write.to(directions_DM.device), self.read.to(directions_DM.device)
+        directions_DM = directions_DM.to(write.dtype)
+        return torch.addmm(directions_DM, write, read.mT @ directions_DM, alpha=-1)
 
     def norm_scale(self, y: Tensor, sample_S: Tensor | None) -> Tensor | None:
         """Return the factors (S,) by which the norm behind the writer scales the sampled tokens before its gain; None if there is

@@ -1,7 +1,9 @@
 """The quarantine of a model: all its targets, their state for a checkpoint, and ways to leave all or a part of it out."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -25,6 +27,9 @@ class Quarantine:
         self.replaced = 0
         """The number of `with` blocks of `scaled` and `kept` that have been entered and not yet left. While it is above 0, the
         targets' coefficients are not those that were learned."""
+        self.frozen: list[torch.nn.Parameter] = []
+        """Parameters that routing has frozen. They can be trained again after `remove`."""
+        context.adapter = next((target.module for target in targets if target.weight.up is not None), context.adapter)
         for target in targets:
             if target.expert is None:
                 route_module(target.module, target)
@@ -38,13 +43,17 @@ class Quarantine:
 
     def remove(self) -> None:
         """Discard the quarantine: give every routed module the class back that it had before, and remove from LoRAs what they
-        hold inside the subspace, so that the model is the deployed model. Calling this again has no effect."""
+        hold inside the subspace, so that the model is the deployed model. Parameters that routing has frozen can be trained
+        again. Calling this again has no effect."""
         for target in self.targets:
             for module in filter(None, (target.module, target.weight.up)):
                 if hasattr(module, "routed_target"):
                     unroute_module(module)
             if target.frozen:
                 target.take_out(target.inside())
+        for parameter in self.frozen:
+            parameter.requires_grad_(True)
+        self.frozen = []
 
     @property
     def is_on(self) -> bool:
@@ -66,7 +75,10 @@ class Quarantine:
     @contextmanager
     def scaled(self, scale: float) -> Iterator[None]:
         """Inside the block, the quarantine's output is multiplied by `scale`: 1 gives the policy and 0 the deployed model, to the
-        bit. Afterwards the policy is restored exactly."""
+        bit. Afterwards the policy is restored exactly. ConfigError if `scale` is no finite number."""
+        if not _is_number(scale):
+            raise ConfigError(f"scaled: {scale!r} is no finite number; give one such as .5, where 1 gives the policy and 0 the "
+                              "deployed model")
         with self._holding([target.coefficients * scale for target in self.targets], nothing=scale == 0):
             yield
 
@@ -75,9 +87,9 @@ class Quarantine:
         """Inside the block, the quarantine holds only a share of each environment's part, given by the environment's name in
         `shares`; a name that is missing has the share 0. If all shares are 1 the model is the policy (in mode `route`), and if
         all are 0 it is the deployed model, to the bit. Afterwards the policy is restored exactly. ConfigError for a name that is
-        no environment's, and for a share that is no number."""
+        no environment's, and for a share that is no finite number."""
         for name, share in shares.items():
-            if name not in self.environments or not isinstance(share, int | float):
+            if name not in self.environments or not _is_number(share):
                 raise ConfigError(f"kept: {name}={share!r} is no share of an environment's part; give a number for some of "
                                   f"{', '.join(self.environments)}")
         share_of = [shares.get(name, 0.0) for name in self.environments]
@@ -143,6 +155,10 @@ def kept_of(parts_EKN: Tensor, shares: Sequence[float]) -> Tensor:
     for part_KN, share in zip(parts_EKN, shares, strict=True):
         kept_KN += share * part_KN
     return kept_KN
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and math.isfinite(value)
 
 
 def _keeping(target: Target) -> AdapterWeight | None:

@@ -97,9 +97,10 @@ class Target:
         """Return the columns of C that multiply the input: (K, N) without the column for a bias."""
         return self.coefficients[:, :-1] if self.has_bias else self.coefficients
 
-    def bias_part(self, dtype: torch.dtype) -> Tensor | None:
-        """Return the column of C that stands for the bias, (K,), in `dtype`; None if the writer has no bias."""
-        return self.coefficients[:, -1].to(dtype) if self.has_bias else None
+    def bias_part(self, like: Tensor | torch.dtype) -> Tensor | None:
+        """Return the column of C that stands for the bias, (K,), in the dtype `like`, or in the dtype and on the device of the
+        tensor `like`; None if the writer has no bias."""
+        return self.coefficients[:, -1].to(like) if self.has_bias else None
 
 
 def _weight(module: nn.Module, *, transposed: bool, expert: int | None) -> WriterWeight | FrozenWeight:

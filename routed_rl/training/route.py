@@ -12,6 +12,7 @@ from routed_rl.errors import ConfigError
 from routed_rl.model.targets import Writer, freeze
 from routed_rl.ranks import RANKS
 from routed_rl.routing import Axes, Quarantine, Router, RoutingContext, RowBook, Target
+from routed_rl.routing.adapted import has_adapter
 from routed_rl.subspace import Subspace
 
 SHOWN = 12
@@ -49,8 +50,10 @@ def route_model(model: PreTrainedModel, writers: list[Writer], subspace: Subspac
     trains on. `bases`: the result of `bases_of`. `frozen`: the value of `model.freeze`. `axis`: the axis of the subspace along
     which the shift of each completion is measured; None: the first axis. `seed`: the seed of the random control. `check_routable`
     must have accepted the model."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     freeze(model, frozen)
     context = RoutingContext()
+    context.adapter = next(filter(has_adapter, model.modules()), None)  # which may be on no writer
     targets = [Target(writer.name, writer.layer, writer.module, bases[place], float(subspace.units[place]), context, len(names),
                       transposed=writer.transposed, gain_D=writer.gain_D, norm_eps=writer.norm_eps, expert=writer.expert,
                       active=writer.active, place=place)
@@ -61,7 +64,9 @@ def route_model(model: PreTrainedModel, writers: list[Writer], subspace: Subspac
         console.say(f"monitor.axis={axis} was not measured by itself, so layers count by how well {subspace.axis_names[0]} tells "
                     "the personas apart; extract the subspace with --check, or by extract_subspace(..., axes=True)")
     rows = RowBook(targets, axes, axis)
-    return Router(Quarantine(targets, list(names), context), routing, axes, subspace.stream, seed, rows)
+    quarantine = Quarantine(targets, list(names), context)
+    quarantine.frozen = [parameter for parameter in trained if not parameter.requires_grad]
+    return Router(quarantine, routing, axes, subspace.stream, seed, rows)
 
 
 def check_axis(axis: str | None, names: Sequence[str]) -> None:

@@ -122,13 +122,17 @@ def test_a_quarantine_of_one_target_ablates_and_removes_it_alone():
     assert target.module(x).equal(deployed) and not policy.equal(deployed)
 
 
-@pytest.mark.parametrize("shares", [{"other": 1.0}, {"env0": "auto"}])
+@pytest.mark.parametrize("shares", [{"other": 1.0}, {"env0": "auto"}, {"env0": float("nan")}])
 def test_a_share_of_no_part_is_refused_and_nothing_changes(shares):
     run = Run(tiny("llama")).train(1)
     norm = run.quarantine.norm()
     refused = pytest.raises(ConfigError, match=r"kept: .* is no share of an environment's part; give .* some of env0, env1")
     with refused, run.quarantine.kept(shares):
         pass
+    for scale in (float("nan"), "half", None):
+        refused = pytest.raises(ConfigError, match=r"scaled: .* is no finite number; give one such as")
+        with refused, run.quarantine.scaled(scale):  # pyright: ignore[reportArgumentType]
+            pass
     assert run.quarantine.norm() == norm > 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import pytest
 import torch
 from peft import LoraConfig
 
-from routed_rl import SubspaceConfig
-from tests.library import PLAIN, arguments, subspace_of, trainer
+from routed_rl import RoutingConfig, SubspaceConfig, extract_subspace
+from tests.families import tiny
+from tests.library import PLAIN, arguments, load, short, subspace_of, trainer
 from tests.parts import write_parts
 
 READERS = LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
@@ -41,6 +43,56 @@ def fill(trainer: Any) -> None:
     for name, parameter in trainer.model.named_parameters():
         if ".lora_B." in name:
             parameter.fill_(0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["route", "observe"])
+def test_a_routed_lora_runs_is_saved_and_is_discarded_in_another_dtype_too(parts, subspace, tmp_path, mode):
+    made = trainer(parts, tmp_path / "run", subspace=subspace, peft_config=WRITERS, routing=RoutingConfig(mode=mode))
+    fill(made)
+    policy = logits(made.model)
+    with made.quarantine.ablated():
+        deployed = logits(made.model)
+    made.model.to(torch.bfloat16)
+    rounding = 0.01  # bf16 has 8 bits
+    assert (logits(made.model) - policy).abs().max() < rounding < (policy - deployed).abs().max()
+    made.save_model(str(tmp_path / "saved"))
+    made.quarantine.remove()
+    assert (logits(made.model) - deployed).abs().max() < rounding
+
+
+@pytest.mark.slow
+def test_routed_modules_run_on_the_device_to_which_the_model_was_moved(parts, subspace, tmp_path, monkeypatch):
+    made = trainer(parts, tmp_path / "run", subspace=subspace, peft_config=WRITERS)
+    made.model.to("meta")  # stands for another device, on which nothing is computed
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which does not know this device
+    for target in made.quarantine.targets:
+        assert target.module(torch.zeros(1, 2, target.weight.width, device="meta")).device.type == "meta"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+def test_without_its_adapter_a_model_is_the_base_model_also_where_writers_have_no_lora(parts, tmp_path, family):
+    model, tokenizer = tiny(family), load(parts)[1]
+    base = logits(model)
+    found = extract_subspace(model, tokenizer, parts / "prompts.jsonl", rank=2)
+    made = trainer(parts, tmp_path / "run", model=model, subspace=found, peft_config=READERS, functions=short,
+                   args=arguments(tmp_path / "run", router_aux_loss_coef=0.0))
+    fill(made)
+    with made.model.disable_adapter():
+        assert logits(made.model).equal(base)
+    assert not logits(made.model).equal(base)
+
+
+@pytest.mark.slow
+def test_what_routing_has_frozen_can_be_trained_again_after_the_quarantine_is_removed(parts, subspace, tmp_path):
+    model = load(parts)[0]
+    model.model.layers[0].mlp.gate_proj.weight.requires_grad_(False)
+    before = [parameter.requires_grad for parameter in model.parameters()]
+    made = trainer(parts, tmp_path / "run", model=model, subspace=subspace)
+    assert [parameter.requires_grad for parameter in model.parameters()] != before
+    made.quarantine.remove()
+    assert [parameter.requires_grad for parameter in model.parameters()] == before
 
 
 @pytest.mark.slow
