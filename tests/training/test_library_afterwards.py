@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import dispatch_model
 from peft import LoraConfig
 
-from routed_rl import RoutingConfig, SubspaceConfig, extract_subspace
+from routed_rl import RoutedRLError, RoutingConfig, SubspaceConfig, extract_subspace
 from tests.families import tiny
-from tests.library import PLAIN, arguments, load, short, subspace_of, trainer
+from tests.library import PLAIN, arguments, load, rows, short, subspace_of, trainer
 from tests.parts import write_parts
 
 READERS = LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
@@ -43,6 +44,31 @@ def fill(trainer: Any) -> None:
     for name, parameter in trainer.model.named_parameters():
         if ".lora_B." in name:
             parameter.fill_(0.02)
+
+
+@pytest.mark.slow
+def test_an_optimizer_that_a_script_sets_on_the_trainer_makes_the_steps(parts, subspace, tmp_path):
+    made = trainer(parts, tmp_path / "run", subspace=subspace, args=arguments(tmp_path / "run", max_steps=1))
+    made.optimizer = own = torch.optim.SGD(made.model.parameters(), lr=0.1)
+    made.train()
+    assert made.optimizer.optimizer is own
+    made.args.max_steps = 2
+    made.train(resume_from_checkpoint=True)
+    assert made.optimizer.optimizer is own
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda made: setattr(made.args, "output_dir", "elsewhere"), r"output_dir=.*elsewhere was set after .*; make a new trainer"),
+    (lambda made: setattr(made, "train_dataset", rows(environment=["a", "c"] * 8)), "has the environment c, .* made for a, b; m"),
+    (lambda made: setattr(made, "train_dataset", rows().remove_columns("environment")), "train_dataset has no column env"),
+    (lambda made: made.model.to(torch.bfloat16), r"trainer.model was cast .* is in bfloat16, .* float32; call .*float\(\)")])
+def test_what_was_changed_since_and_cannot_be_trained_is_refused_before_a_step(parts, subspace, tmp_path, change, message):
+    made = trainer(parts, tmp_path / "run", subspace=subspace)
+    change(made)
+    with pytest.raises(RoutedRLError, match=message):
+        made.train()
+    assert not list((tmp_path / "run").iterdir()) and made.state.global_step == 0
 
 
 @pytest.mark.slow
@@ -93,6 +119,15 @@ def test_what_routing_has_frozen_can_be_trained_again_after_the_quarantine_is_re
     assert [parameter.requires_grad for parameter in model.parameters()] != before
     made.quarantine.remove()
     assert [parameter.requires_grad for parameter in model.parameters()] == before
+
+
+@pytest.mark.slow
+def test_a_model_with_hooks_of_accelerate_is_refused_when_the_trainer_is_made(parts, subspace, tmp_path):
+    places = ["model.embed_tokens", "model.layers.0", "model.layers.1", "model.norm", "model.rotary_emb", "lm_head"]
+    model = dispatch_model(load(parts)[0], dict.fromkeys(places, "cpu"), main_device="cpu", force_hooks=True)
+    with pytest.raises(RoutedRLError, match="has a hook on model.layers.0.self_attn.o_proj, as device_map .*; load it without"):
+        trainer(parts, tmp_path / "run", model=model, subspace=subspace)
+    assert not any(hasattr(module, "routed_target") for module in model.modules())
 
 
 @pytest.mark.slow

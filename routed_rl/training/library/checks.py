@@ -3,18 +3,21 @@ loaded or routed. Each error message is one line that also says what to change."
 
 import dataclasses
 import inspect
+from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from routed_rl.config import LABELS, ModelConfig, MonitorConfig, RoutingConfig, SubspaceConfig, closest
 from routed_rl.errors import ConfigError, ModelError
 from routed_rl.extraction.library import OF_BASES
 from routed_rl.model.lora import is_lora
-from routed_rl.model.targets import decoder_layers
+from routed_rl.model.targets import Writer, decoder_layers
 from routed_rl.model.weights import model_hash
 from routed_rl.subspace import Subspace
 from routed_rl.training.fields import STAYS
+from routed_rl.training.library.datasets import environments_of
 
 ALONE = {
     "use_vllm": "its engine would serve the deployed model; the command trains with vLLM: routed-rl train rollout=vllm_colocate",
@@ -114,6 +117,35 @@ def check_unrouted(model: PreTrainedModel, name: str) -> None:
     """ModelError if the model is routed already. `name`: the name of the model in messages."""
     if any(hasattr(module, "routed_target") for module in model.modules()):
         raise ModelError(f"{name} is routed by another trainer; call its quarantine.remove(), or load the model again")
+
+
+def check_one_device(model: PreTrainedModel, name: str, writers: list[Writer]) -> None:
+    """ModelError if accelerate has divided the model among devices, as `device_map` asks for, or has put a forward of its own
+    before that of a writer, which would then not be routed. `name`: the name of the model in messages."""
+    devices = sorted({str(device) for device in getattr(model, "hf_device_map", {}).values()})
+    hooked = [writer.name for writer in writers if "forward" in vars(writer.module)]
+    if len(devices) > 1 or hooked:
+        how = f"is divided among the devices {', '.join(devices)}" if len(devices) > 1 else f"has a hook on {hooked[0]}"
+        raise ModelError(f"{name} {how}, as device_map does it, and a model is routed on one device, without hooks; load it "
+                         "without device_map")
+
+
+def check_unchanged(trainer: Any) -> None:
+    """Before a training, ConfigError if a script has set `trainer.args.output_dir` or `trainer.train_dataset` to what does not
+    fit the trainer that was made. ModelError if it has cast what is trained to another dtype than float32."""
+    was, now = trainer.folder.path.absolute(), Path(trainer.args.output_dir).expanduser().absolute()
+    if was != now:
+        raise ConfigError(f"trainer.args.output_dir={now} was set after the trainer was made, whose run is in {was}; make a new "
+                          "trainer with the other folder")
+    known = trainer.labelled.names
+    if new := [each for each in environments_of(trainer.train_dataset, trainer.labelled.column) if each not in known]:
+        raise ConfigError(f"trainer.train_dataset has the environment {new[0]}, and the trainer was made for {', '.join(known)}; "
+                          "make a new trainer with this dataset")
+    for name, parameter in trainer.model.named_parameters() if trainer.router is not None else ():
+        if parameter.requires_grad and parameter.dtype != torch.float32:
+            raise ModelError(f"trainer.model was cast after the trainer was made: {name} is in "
+                             f"{str(parameter.dtype).removeprefix('torch.')}, and what is trained must be in float32; call "
+                             "trainer.model.float()")
 
 
 def check_subspace(model: PreTrainedModel, name: str, subspace: Subspace) -> None:

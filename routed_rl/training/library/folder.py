@@ -36,7 +36,8 @@ class LibraryFolder(RunFolder):
         """Make the folder for a new run. RunFolderError if it holds a run already, because a run is never overwritten."""
         if self.steps() or MetricsFile(self.metrics).rows():
             go_on = f"go on with {self.go_on()}, or " if self.last_checkpoint()[0] else ""
-            raise RunFolderError(f"args.output_dir={self.path} holds a run already; {go_on}set another args.output_dir")
+            raise RunFolderError(f"args.output_dir={self.path} holds a run already; {go_on}make a new trainer "
+                                 "with another args.output_dir")
         self.path.mkdir(parents=True, exist_ok=True)
 
     def begin_from(self, checkpoint: str | Path | Literal[True], last: int, check: Callable[[Path], None]
@@ -72,7 +73,7 @@ class LibraryFolder(RunFolder):
         newest, skipped = self.last_checkpoint()
         if newest is None:
             why = f" ({'; '.join(skipped)})" if skipped else ""
-            another = ", with another args.output_dir" if MetricsFile(self.metrics).rows() else ""
+            another = ", of a new trainer with another args.output_dir" if MetricsFile(self.metrics).rows() else ""
             raise CheckpointError(f"args.output_dir={self.path} has no whole checkpoint{why}; call train() without "
                                   f"resume_from_checkpoint{another}")
         return newest

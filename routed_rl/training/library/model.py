@@ -19,7 +19,7 @@ from routed_rl.model.targets import Writer, disable_dropout, find_writers, freez
 from routed_rl.model.weights import require_full_weights, require_weights
 from routed_rl.routing import Router, unroute
 from routed_rl.subspace import Subspace
-from routed_rl.training.library.checks import check_subspace, check_unrouted
+from routed_rl.training.library.checks import check_one_device, check_subspace, check_unrouted
 from routed_rl.training.route import bases_of, check_axis, check_routable, route_model
 
 
@@ -134,8 +134,9 @@ def route_given(given: GivenModel, arguments: Any, routing: RoutingConfig, subsp
     check_axis(axis, subspace.axis_names)
     check_routable(writers, [*frozen, *(["post_norm"] if adapted else [])], arguments.router_aux_loss_coef)
     learner = given.learner()
+    check_one_device(model, given.name, writers := find_writers(model))
     cast(nn.Module, learner).to(arguments.device)
-    router = route_model(model, find_writers(model), subspace, routing, names, bases=bases_of(subspace, bases), frozen=frozen,
+    router = route_model(model, writers, subspace, routing, names, bases=bases_of(subspace, bases), frozen=frozen,
                          axis=axis, seed=arguments.seed)
     return _trained(learner, given.name), router
 

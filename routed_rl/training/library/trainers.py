@@ -27,6 +27,7 @@ from routed_rl.training.library.checks import (
     check_kinds,
     check_monitor,
     check_trainer_of,
+    check_unchanged,
     groups_of,
 )
 from routed_rl.training.library.datasets import check_datasets, check_prompts, environments_of, functions_of
@@ -53,6 +54,8 @@ class LibraryMixin(LibrarySeams):
     """The class of TRL's arguments."""
     theirs: type[Any]
     """The class of TRL's trainer."""
+    _optimizer: Any = None
+    """The optimizer that the newest training made by itself; None if it has made none."""
 
     def __init__(self, model: Any, reward_funcs: Any = None, args: Any = None, train_dataset: Any = None,
                  eval_dataset: Any = None, processing_class: Any = None, *, subspace: Subspace | None = None,
@@ -93,7 +96,6 @@ class LibraryMixin(LibrarySeams):
         if routing.mode == "none" and (given.lora is not None or arguments.beta):  # else a checkpoint has all that is needed
             self.origin = {"model_hash": model_hash(given.plain)}
         given.check_optimizers(trl.get("optimizers"))
-        self._makes_optimizer = not any(trl.get("optimizers") or ())
         processing_class = processor_of(processing_class, given.plain, arguments, given.revision)
         check_prompts(train_dataset, eval_dataset, processing_class, trl)
         if isinstance(model, str) and not any(isinstance(function, str) for function in functions):
@@ -137,8 +139,9 @@ class LibraryMixin(LibrarySeams):
     def train(self, resume_from_checkpoint: str | Path | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train from the start, or go on from a checkpoint in `args.output_dir`, which is the newest one if
         `resume_from_checkpoint` is True. Further arguments are those of TRL's `train`. ModelError if the quarantine was removed,
-        or if this is called inside a block of `quarantine.ablated()`, `scaled()` or `kept()`. ConfigError if the dataset has too
-        few prompts for a step."""
+        if this is called inside a block of `quarantine.ablated()`, `scaled()` or `kept()`, or if the model was cast to another
+        dtype. ConfigError if the dataset has too few prompts for a step, or if `args.output_dir` or the dataset's environments
+        are not those with which the trainer was made."""
         trainer: Any = self
         if self.quarantine is not None and not self.quarantine.is_on:
             raise ModelError("the quarantine was removed from the model, so nothing would be routed; make a new trainer")
@@ -147,7 +150,8 @@ class LibraryMixin(LibrarySeams):
                              "quarantine would lose what it has learned; leave that block first")
         for metrics in trainer._metrics.values():
             metrics.clear()  # those of a step that an exception has ended, when a script goes on with the same trainer
-        if self._makes_optimizer:
+        check_unchanged(self)
+        if ours := trainer.optimizer is None or trainer.optimizer is self._optimizer:
             trainer.optimizer = None  # it is made anew, by the settings that `args` has now
         with self.folder.alone():
             start = self._begin(resume_from_checkpoint)
@@ -155,6 +159,7 @@ class LibraryMixin(LibrarySeams):
                 with named_as_arguments(trainer.args):
                     found = super().train(start and str(start), *args, **kwargs)
             finally:
+                self._optimizer = trainer.optimizer if ours else None
                 if self.router is not None:
                     self.router.context.end_step()
         if not trainer.state.global_step:
