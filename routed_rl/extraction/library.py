@@ -13,7 +13,7 @@ from routed_rl.errors import ConfigError, ModelError
 from routed_rl.extraction.contrast import pairs_of
 from routed_rl.extraction.find import prepare
 from routed_rl.extraction.job import OWN, Job
-from routed_rl.model.weights import model_hash
+from routed_rl.model.weights import check_default_dtype, model_hash
 from routed_rl.shapes import fits
 from routed_rl.subspace import Subspace
 
@@ -56,11 +56,15 @@ def extract_subspace(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
 
 
 def _check_parts(model: Any, tokenizer: Any) -> None:
-    """ConfigError unless `model` is a loaded model and `tokenizer` a tokenizer. A model in PEFT's wrapper passes this check; it
-    is refused later, when its family is looked up."""
+    """ConfigError unless `model` is a loaded model with its head and `tokenizer` a tokenizer. A model in PEFT's wrapper passes
+    this check; it is refused later, when its family is looked up."""
+    check_default_dtype()
     if not isinstance(model, PreTrainedModel) and not hasattr(model, "get_base_model"):
         raise ConfigError(f"extract_subspace: model={model!r:.60} is a {type(model).__name__}; give a loaded model, such as "
                           "AutoModelForCausalLM.from_pretrained(PATH)")
+    if isinstance(model, PreTrainedModel) and model.base_model is model and not model.can_generate():
+        raise ConfigError(f"extract_subspace: model is a {type(model).__name__}, which has no output layer; give a causal "
+                          "language model, such as AutoModelForCausalLM.from_pretrained(PATH)")
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise ConfigError(f"extract_subspace: tokenizer={tokenizer!r:.60} is a {type(tokenizer).__name__}; give the model's "
                           "tokenizer, such as AutoTokenizer.from_pretrained(PATH); that of a processor is processor.tokenizer")

@@ -5,8 +5,15 @@ import math
 
 import torch
 
-from routed_rl.errors import ModelError
+from routed_rl.errors import ConfigError, ModelError
 from routed_rl.model.fourbit import scales
+
+
+def check_default_dtype() -> None:
+    """ConfigError if torch makes new tensors in another dtype than float32, in which routed_rl computes."""
+    if (dtype := torch.get_default_dtype()) != torch.float32:
+        raise ConfigError(f"torch's default dtype is {str(dtype).removeprefix('torch.')}, and subspaces and quarantines are "
+                          "computed in float32; call torch.set_default_dtype(torch.float32)")
 
 
 def model_hash(model: torch.nn.Module) -> str:

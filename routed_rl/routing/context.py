@@ -89,10 +89,15 @@ class RoutingContext:
         the record with which it was run, unless gradients are checkpointed."""
         self.now = replace(self.now, **fields)
 
+    def end_batch(self) -> None:
+        """Turn the taps off until the next `set_batch`, so that what the model computes between two losses, for example in a
+        callback, is not recorded, and no row of it practises."""
+        self.change(environment_ids_B=None, completions_B=None, sample_S=None, practising_B=None)
+
     def end_step(self) -> None:
-        """Turn the taps off until the next `set_batch`, so that what the model computes after training, or after an error in
-        training, is not recorded as part of a step."""
-        self.change(environment_ids_B=None, completions_B=None, sample_S=None, practising_B=None, control_draws=0)
+        """As `end_batch`, and measure no random bases any more: after training, or after an error in training."""
+        self.end_batch()
+        self.change(control_draws=0)
 
     @contextmanager
     def practising(self, practising_B: Tensor | None) -> Iterator[None]:

@@ -151,3 +151,35 @@ def test_noise_on_the_embeddings_switches_lean_off(parts, tmp_path):
     made = [trainer(parts, tmp_path / name, routing=PLAIN, subspace=None, args=arguments(tmp_path / name, **changes))
             for name, changes in {"noisy": {"neftune_noise_alpha": 5.0}, "silent": {}}.items()]
     assert [each.lean for each in made] == [False, True]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [3, 16])
+def test_a_reward_function_may_read_the_policy_while_rows_practise(parts, subspace, tmp_path, count):
+    model, said = load(parts)[0], list[torch.Tensor]()
+    rows_read = IDS[:1].repeat(count, 1)
+
+    def judge(completions: list[Any], **_: Any) -> list[float]:
+        grown = model(rows_read).logits  # with gradients, as a careless function does
+        grown.sum().backward()
+        said.append(grown.detach())
+        return [float(len(each)) for each in completions]
+
+    made = trainer(parts, tmp_path / "run", model=model, subspace=subspace, functions=judge)
+    made.train()
+    assert any(made.reward.practising) and all(read.equal(read[:1].expand_as(read)) for read in said)
+    assert not said[0].equal(said[-1])
+
+
+@pytest.mark.slow
+def test_models_and_defaults_with_which_nothing_can_be_trained_are_refused(parts, subspace, tmp_path, monkeypatch):
+    headless = load(parts)[0].model
+    with pytest.raises(RoutedRLError, match="model is a LlamaModel, which cannot generate text; give a causal language model"):
+        trainer(parts, tmp_path / "run", model=headless, subspace=subspace)
+    with pytest.raises(RoutedRLError, match="model is a LlamaModel, which has no output layer; give a causal language model"):
+        extract_subspace(headless, load(parts)[1], parts / "prompts.jsonl")
+    monkeypatch.setattr(torch, "get_default_dtype", lambda: torch.bfloat16)
+    for refused in (lambda: extract_subspace(*load(parts), parts / "prompts.jsonl"),
+                    lambda: trainer(parts, tmp_path / "run", subspace=subspace)):
+        with pytest.raises(RoutedRLError, match=r"default dtype is bfloat16, .*; call torch.set_default_dtype\(torch.float32\)"):
+            refused()

@@ -14,7 +14,7 @@ from routed_rl.errors import ConfigError, ModelError
 from routed_rl.extraction.library import OF_BASES
 from routed_rl.model.lora import is_lora
 from routed_rl.model.targets import Writer, decoder_layers
-from routed_rl.model.weights import model_hash
+from routed_rl.model.weights import check_default_dtype, model_hash
 from routed_rl.subspace import Subspace
 from routed_rl.training.fields import STAYS
 from routed_rl.training.library.datasets import environments_of
@@ -53,6 +53,7 @@ def check_kinds(trainer: type[Any], theirs: type[Any], trl: dict[str, Any], **gi
 def check_arguments(arguments: Any) -> None:
     """ConfigError if a field of TRL's arguments has a value that is not supported. The same values are refused in every routing
     mode, so that runs in different modes can be compared."""
+    check_default_dtype()
     reasons = {name: why for why, names in STAYS.items() for name in names.split()}
     for name in (*ALONE, *SHARED):
         if value := getattr(arguments, name, None):
@@ -132,7 +133,9 @@ def check_one_device(model: PreTrainedModel, name: str, writers: list[Writer]) -
 
 def check_unchanged(trainer: Any) -> None:
     """Before a training, ConfigError if a script has set `trainer.args.output_dir` or `trainer.train_dataset` to what does not
-    fit the trainer that was made. ModelError if it has cast what is trained to another dtype than float32."""
+    fit the trainer that was made, or torch's default dtype to another than float32. ModelError if it has cast what is trained
+    to another dtype."""
+    check_default_dtype()
     was, now = trainer.folder.path.absolute(), Path(trainer.args.output_dir).expanduser().absolute()
     if was != now:
         raise ConfigError(f"trainer.args.output_dir={now} was set after the trainer was made, whose run is in {was}; make a new "

@@ -50,6 +50,9 @@ class GivenModel:
         if not isinstance(plain(model), PreTrainedModel):
             raise ModelError(f"model is a {type(model).__name__}; give a model of transformers, such as "
                              "AutoModelForCausalLM.from_pretrained(PATH), or its path")
+        if not plain(model).can_generate():
+            raise ModelError(f"model is a {type(plain(model)).__name__}, which cannot generate text; give a causal language "
+                             "model, such as AutoModelForCausalLM.from_pretrained(PATH), or its path")
         check_unrouted(plain(model), name)  # in mode none too, where the other trainer's quarantine would stay in the policy
         if not hasattr(model, "get_base_model"):
             if hasattr(model, "peft_config"):

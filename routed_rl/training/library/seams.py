@@ -40,7 +40,8 @@ class LibrarySeams(RoutedTrainerMixin):
                            ) -> Tensor:
         trainer: Any = self
         try:
-            by_function: Tensor = super()._calculate_rewards(inputs, prompts, completions, *others)  # pyright: ignore
+            with self.rolling_out(()):  # what a function has the model read is no row that practises
+                by_function: Tensor = super()._calculate_rewards(inputs, prompts, completions, *others)  # pyright: ignore
         except (RuntimeError, TypeError, ValueError) as error:
             if not traceback.extract_tb(error.__traceback__)[-1].filename.startswith(TRL):  # the function itself failed
                 raise
@@ -53,6 +54,12 @@ class LibrarySeams(RoutedTrainerMixin):
             for name, value in self.labelled.means(inputs, scores).items():
                 trainer._metrics["eval"][name].append(value)
         return by_function
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        loss = super().training_step(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        if self.router is not None:
+            self.router.context.end_batch()  # a callback or a reward function may have the model read other rows
+        return loss
 
     def _choose_rollouts(self, inputs: list[dict[str, Any]]) -> None:
         """Does nothing, so that TRL makes the rollouts, or the `rollout_func` that the script gave."""
