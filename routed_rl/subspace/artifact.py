@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from routed_rl.artifacts import broken_seal, read_json, sealed_folder, write_json
-from routed_rl.errors import SubspaceError, reading
+from routed_rl.artifacts import SEAL, broken_seal, check_above, read_json, sealed_folder, write_json
+from routed_rl.errors import RunFolderError, SubspaceError, reading
 from routed_rl.linalg import orthonormal, orthonormality_error
 from routed_rl.shapes import fits
 
@@ -18,6 +18,8 @@ RECORD = {"provenance": {"method": str, "model": str, "model_hash": str, "width"
                          "prompts": str, "prompts_hash": str, "details": dict[str, Any]},
           "axis_names": list[str], "quality": dict[str, Any]}
 """The keys of `subspace.json` and the types of their values."""
+FILES = {"subspace.safetensors", "subspace.json", SEAL}
+"""The files in the folder of a saved subspace."""
 
 
 @dataclass(frozen=True)
@@ -161,8 +163,13 @@ class Subspace:
                                 f"{model} (weights {model_hash[:12]}; in another dtype they count as others): extract one from "
                                 f"{model}")
 
-    def save(self, folder: Path) -> None:
-        """Write `subspace.safetensors` and `subspace.json` into a new sealed folder. Either both are written or none."""
+    def save(self, folder: str | Path) -> None:
+        """Write `subspace.safetensors` and `subspace.json` into a new sealed folder. Either both are written or none. A folder
+        that holds a subspace and nothing else is replaced; RunFolderError if anything else is there."""
+        folder = Path(folder).expanduser().absolute()
+        if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - FILES):
+            raise RunFolderError(f"subspace.save({str(folder)!r}) would replace what is there; give a folder that does not exist")
+        check_above(folder, f"subspace.save({str(folder)!r})")
         tensors = {"scales": self.scales, "units": self.units, "stream": self.stream}
         for name, layers in {"directions": self.directions, "axes": self.axes, "spreads": self.spreads or []}.items():
             tensors |= {f"{name}.{layer}": tensor for layer, tensor in enumerate(layers)}

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from routed_rl.artifacts import sealed_folder
-from routed_rl.errors import CheckFailed, SubspaceError
+from routed_rl.errors import CheckFailed, RunFolderError, SubspaceError
 from routed_rl.linalg import random_basis
 from routed_rl.subspace import Provenance, Subspace
 
@@ -66,6 +66,20 @@ def test_a_write_that_fails_leaves_the_former_subspace_whole(tmp_path):
         make(quality={"auroc": float("nan")}).save(tmp_path / "s")
     assert Subspace.load(tmp_path / "s").quality == make().quality
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
+
+
+def test_a_subspace_replaces_nothing_but_a_subspace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        make().save("s")
+    (tmp_path / "s" / "check.json").write_text("measured")
+    (tmp_path / "run").write_text("a file")
+    for place in ("s", "run", ".", tmp_path):
+        with pytest.raises(RunFolderError, match=r"subspace.save\('.*'\) would replace what is there; give a folder"):
+            make().save(place)
+    with pytest.raises(RunFolderError, match="cannot be made: .* is no folder"):
+        make().save("run/s")
+    assert (tmp_path / "s" / "check.json").read_text() == "measured" and (tmp_path / "run").read_text() == "a file"
 
 
 def test_its_own_model_is_accepted_and_another_is_refused_with_the_reason():
