@@ -1,4 +1,4 @@
-"""What a script does to a library trainer, or to its model, after the trainer was made."""
+"""What a script does to a library trainer, or to its model, after the trainer was made, and models that come in unusual ways."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 import torch
 from accelerate import dispatch_model
 from peft import LoraConfig
+from transformers import AutoModelForCausalLM
 
 from routed_rl import RoutedRLError, RoutingConfig, SubspaceConfig, extract_subspace
 from tests.families import tiny
@@ -183,3 +184,19 @@ def test_models_and_defaults_with_which_nothing_can_be_trained_are_refused(parts
                     lambda: trainer(parts, tmp_path / "run", subspace=subspace)):
         with pytest.raises(RoutedRLError, match=r"default dtype is bfloat16, .*; call torch.set_default_dtype\(torch.float32\)"):
             refused()
+
+
+@pytest.mark.slow
+def test_a_model_given_by_its_path_is_not_divided_among_the_gpus_that_the_process_sees(parts, subspace, tmp_path, monkeypatch):
+    asked = list[dict[str, Any]]()
+
+    def load_model(path: str, **given: Any) -> Any:
+        asked.append(given)
+        return AutoModelForCausalLM.from_pretrained(path)
+
+    monkeypatch.setattr("routed_rl.training.library.model.create_model_from_path", load_model)
+    for count, settings in ((1, None), (2, None), (2, {"device_map": "auto"})):
+        args = arguments(tmp_path / "run", model_init_kwargs=settings)
+        args._n_gpu = count  # as transformers sets it on such a machine
+        trainer(parts, tmp_path / "run", model=str(parts / "model"), subspace=subspace, args=args)
+    assert [given.get("device_map", "of TRL") for given in asked] == ["of TRL", None, "auto"]

@@ -43,7 +43,8 @@ class GivenModel:
         revision = None
         if isinstance(model, str):
             revision = (arguments.model_init_kwargs or {}).get("revision")
-            wanted = {"trust_remote_code": arguments.trust_remote_code} | (arguments.model_init_kwargs or {})
+            place = {"device_map": None} if arguments.n_gpu > 1 else {}  # else TRL would divide the model among all GPUs
+            wanted = place | {"trust_remote_code": arguments.trust_remote_code} | (arguments.model_init_kwargs or {})
             with reading(ModelError, f"no model could be loaded from {model!r}"):
                 model = create_model_from_path(model, **wanted)
         name = name_of(model)
