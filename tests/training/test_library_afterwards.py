@@ -173,17 +173,21 @@ def test_a_reward_function_may_read_the_policy_while_rows_practise(parts, subspa
 
 
 @pytest.mark.slow
-def test_models_and_defaults_with_which_nothing_can_be_trained_are_refused(parts, subspace, tmp_path, monkeypatch):
+def test_models_and_defaults_with_which_nothing_can_be_trained_are_refused(parts, subspace, tmp_path):
+    (whole, tokenizer), made = load(parts), trainer(parts, tmp_path / "made", subspace=subspace)
     headless = load(parts)[0].model
     with pytest.raises(RoutedRLError, match="model is a LlamaModel, which cannot generate text; give a causal language model"):
         trainer(parts, tmp_path / "run", model=headless, subspace=subspace)
     with pytest.raises(RoutedRLError, match="model is a LlamaModel, which has no output layer; give a causal language model"):
         extract_subspace(headless, load(parts)[1], parts / "prompts.jsonl")
-    monkeypatch.setattr(torch, "get_default_dtype", lambda: torch.bfloat16)
-    for refused in (lambda: extract_subspace(*load(parts), parts / "prompts.jsonl"),
-                    lambda: trainer(parts, tmp_path / "run", subspace=subspace)):
-        with pytest.raises(RoutedRLError, match=r"default dtype is bfloat16, .*; call torch.set_default_dtype\(torch.float32\)"):
-            refused()
+    for refused in (lambda: extract_subspace(whole, tokenizer, parts / "prompts.jsonl"), made.train,
+                    lambda: trainer(parts, tmp_path / "run", model=whole, subspace=subspace)):
+        torch.set_default_dtype(torch.bfloat16)
+        try:
+            with pytest.raises(RoutedRLError, match=r"default dtype is bfloat16, .*; call torch.set_default_dtype\(torch.fl"):
+                refused()
+        finally:
+            torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.slow

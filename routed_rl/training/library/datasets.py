@@ -51,8 +51,8 @@ def _check(name: str, dataset: Any, *, prompts: bool) -> None:
                           "Dataset.from_list(ROWS)")
     columns = columns_of(dataset)
     if prompts and columns is not None and "prompt" not in columns:
-        raise ConfigError(f"{name} has no column prompt (it has {', '.join(columns)}); give it one: "
-                          "dataset.rename_column(NAME, \"prompt\")")
+        way = _unhide(dataset, "prompt") or "give it one: dataset.rename_column(NAME, \"prompt\")"
+        raise ConfigError(f"{name} has no column prompt (it has {', '.join(columns)}); {way}")
     for column in columns or []:
         if column in IMAGES or column in GIVEN:
             why = "images are not covered" if column in IMAGES else f"TRL gives reward functions {column} of its own"
@@ -94,10 +94,17 @@ def _is_message(message: Any) -> bool:
 
 
 def columns_of(dataset: Any) -> list[str] | None:
-    """Return the columns of a dataset; None if they are not known."""
-    if isinstance(dataset, Dataset) and dataset.format["type"] == "custom":
+    """Return the columns of a dataset that its rows have; None if they are not known."""
+    if not isinstance(dataset, Dataset):
+        return getattr(dataset, "column_names", None)
+    if dataset.format["type"] == "custom":
         return None
-    return getattr(dataset, "column_names", None)
+    return dataset.column_names if dataset.format["output_all_columns"] else list(dataset.format["columns"])
+
+
+def _unhide(dataset: Any, column: str) -> str:
+    """Say how to show a column that the format of a dataset hides; "" if the dataset has no such column."""
+    return "its format hides that column: give dataset.with_format(None)" if column in (dataset.column_names or []) else ""
 
 
 def functions_of(given: Any, trained: Any, evaluated: Any, trl: dict[str, Any]) -> list[Any]:
@@ -141,9 +148,9 @@ def environments_of(dataset: Any, column: str | None) -> list[str]:
     if not isinstance(dataset, Dataset):
         raise ConfigError(f"environment_column={column} needs a dataset that knows all its rows, and train_dataset is "
                           f"{type(dataset).__name__}; give a datasets.Dataset, or leave environment_column out")
-    if column not in dataset.column_names:
-        raise ConfigError(f"train_dataset has no column {column} (it has {', '.join(dataset.column_names)}); set "
-                          "environment_column to the one that names the environment, or leave it out")
+    if column not in (columns := columns_of(dataset) or dataset.column_names):
+        way = _unhide(dataset, column) or "set environment_column to the one that names the environment, or leave it out"
+        raise ConfigError(f"train_dataset has no column {column} (it has {', '.join(columns)}); {way}")
     names = set[str]()
     for row, name in enumerate(dataset[column]):
         if not isinstance(name, str) or name not in names:
