@@ -11,6 +11,7 @@ from routed_rl.artifacts.whole import (
     ADAPTER_CONFIG,
     CARD,
     KEPT,
+    ROBUSTIFIED,
     SEAL,
     broken_seal,
     read_json,
@@ -22,7 +23,7 @@ from routed_rl.artifacts.whole import (
     write_text,
 )
 
-__all__ = ["ADAPTER", "ADAPTER_CONFIG", "CARD", "KEPT", "LOCK", "SEAL", "RunFolder", "alone_in", "alone_making", "broken_seal",
-           "check_above", "check_file", "damage", "data_root", "find_data", "first_nonfinite", "is_held", "json_lines",
-           "read_json", "read_object", "remove", "replacing", "require_seal", "require_text", "resolve", "sealed_folder",
-           "step_of", "write_json", "write_text"]
+__all__ = ["ADAPTER", "ADAPTER_CONFIG", "CARD", "KEPT", "LOCK", "ROBUSTIFIED", "SEAL", "RunFolder", "alone_in", "alone_making",
+           "broken_seal", "check_above", "check_file", "damage", "data_root", "find_data", "first_nonfinite", "is_held",
+           "json_lines", "read_json", "read_object", "remove", "replacing", "require_seal", "require_text", "resolve",
+           "sealed_folder", "step_of", "write_json", "write_text"]

@@ -28,6 +28,9 @@ KEPT = "kept.json"
 """The file in the folder of a deployed model that keeps shares of environments' parts. It records which shares are kept, why, and
 the hash of the quarantine from which they were taken."""
 
+ROBUSTIFIED = "robustified.json"
+"""The file in the folder of a robustified model that says how the model was made and what was measured."""
+
 LARGEST = 2**26
 """The largest size of a JSON record that `read_object` reads, in bytes."""
 

@@ -86,7 +86,7 @@ VERBS: dict[str, Verb] = {
         option("--kept", metavar="DIR", help="with --quarantine: only what a folder of `discard --keep` lacks"), MERGE, DTYPE),
         "reading the checkpoint"),
     "push": Verb("upload what leaves a run to the Hugging Face hub, with its model card", (
-        option("source", metavar="RUN_OR_DIR", help="a run, or a folder that discard or export wrote"),
+        option("source", metavar="RUN_OR_DIR", help="a run, or a folder that discard, export or robustify wrote"),
         option("repo", metavar="REPO", help="the repository, OWNER/NAME; it is made if there is none"),
         option("--what", choices=("deployed", "policy", "quarantine"), help="which model of a run; default: deployed"),
         option("--base", metavar="REPO", help="the name on the hub of the model that an adapter belongs to"),

@@ -6,13 +6,13 @@ Both are in memory at once; a LoRA's base model is in memory twice.
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from routed_rl.artifacts import KEPT, SEAL, RunFolder, read_json, read_object, require_seal
+from routed_rl.artifacts import KEPT, SEAL, RunFolder, read_json, read_object, require_seal, step_of
 from routed_rl.config import Config
 from routed_rl.config.robust import TARGETS
 from routed_rl.errors import CheckpointError, ConfigError, command
@@ -29,16 +29,31 @@ def weights_of(folder: Path) -> dict[str, str]:
     return {name: entry["sha256"] for name, entry in read_json(folder / SEAL).items() if name.endswith(".safetensors")}
 
 
-def require_deployed(run: RunFolder, folder: Path, step: int | None) -> dict[str, str]:
-    """Return the hashes of the weights of the teacher in `folder`. CheckpointError unless they are those of the run's deployed
-    model after `step` (None: the last step). A folder that `discard --keep` wrote records its own step, and the shares of parts
-    that it keeps; its weights must be those of the deployed model after that step with these shares. The policy is refused,
-    because it would teach the student the persona."""
+class Teacher(NamedTuple):
+    """The facts about a deployed model that teaches."""
+
+    sha256: dict[str, str]
+    """The hash of each file of weights."""
+    step: int
+    """The step of the run after which the model was written."""
+    kept: dict[str, float]
+    """For each environment, the share of its part of the quarantine that the model keeps."""
+
+
+def require_deployed(run: RunFolder, folder: Path, step: int | None) -> Teacher:
+    """Return the facts about the teacher in `folder`. CheckpointError unless its weights are those of the run's deployed model
+    after `step` (None: the last step). A folder that `discard --keep` wrote records its own step, and the shares of parts that it
+    keeps; its weights must be those of the deployed model after that step with these shares, and ConfigError if `step` is another
+    one. The policy is refused, because it would teach the student the persona."""
     if not (folder / SEAL).exists():
         raise CheckpointError(f"{folder} is no deployed model of {run.path}: it has no {SEAL}; write one with "
                               f"`{command('discard', run.path, '--out', 'DIR')}`")
     require_seal(folder)
     told = read_object(folder / KEPT, {"step": int, "parts": dict[str, dict[str, Any]]})
+    if told and step not in (None, told["step"]):
+        raise ConfigError(f"--step {step}: {folder} is the deployed model of step {told['step']}, with the parts that it keeps; "
+                          "leave --step out, or give another --teacher")
+    checkpoint = run.require_checkpoint(told["step"] if told else step)
     with TemporaryDirectory(prefix="routed_rl-") as place:
         out = Path(place) / "deployed"
         expected = weights_of(discard_but(run, out, told["parts"], told["step"]) if told else
@@ -47,7 +62,8 @@ def require_deployed(run: RunFolder, folder: Path, step: int | None) -> dict[str
         digests = [", ".join(digest[:12] for digest in each.values()) or "none" for each in (found, expected)]
         raise CheckpointError(f"{folder} is no deployed model of {run.path}: its weights are {digests[0]}, those of that model "
                               f"are {digests[1]}; write it anew with `{command('discard', run.path, '--out', 'DIR')}`")
-    return found
+    kept = {name: part["share"] or 0.0 for name, part in told["parts"].items()} if told else {}
+    return Teacher(found, step_of(checkpoint), kept)
 
 
 @dataclass(frozen=True)

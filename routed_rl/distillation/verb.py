@@ -12,7 +12,7 @@ from typing import Any
 from transformers.utils import logging as transformers_logging
 
 from routed_rl import __version__, console
-from routed_rl.artifacts import RunFolder, alone_in, check_above, read_object, write_json
+from routed_rl.artifacts import ROBUSTIFIED, RunFolder, alone_in, check_above, read_object, write_json
 from routed_rl.config import Config
 from routed_rl.config.robust import RobustifyConfig
 from routed_rl.distillation.making import Given, Made, check, make
@@ -20,11 +20,10 @@ from routed_rl.distillation.models import require_deployed
 from routed_rl.errors import ConfigError, command
 from routed_rl.export.publish import publish
 from routed_rl.model.weights import model_hash
+from routed_rl.pipeline.finishing import finishing
 from routed_rl.pipeline.record import read_config
 from routed_rl.pipeline.summary import show_tables
-
-RECORD = "robustified.json"
-"""The file in the folder of the robustified model that says how this model was made and what was measured."""
+from routed_rl.report.card import STUDENT
 
 
 def robustify(target: str, asked: RobustifyConfig, out: str, envs: list[str] | None = None, teacher: str | None = None,
@@ -40,16 +39,17 @@ def robustify(target: str, asked: RobustifyConfig, out: str, envs: list[str] | N
     transformers_logging.set_verbosity_error()
     config = read_config(run)
     source = _teacher(run, config, asked, teacher)
-    hashes = require_deployed(run, source, step)
+    teaching = require_deployed(run, source, step)
     given = check(run, config, asked, envs, source)
-    facts = {"run": str(run.path), "teacher": {"folder": str(source), "sha256": hashes}, "seed": config.seed,
+    facts = {"run": str(run.path), "teacher": {"folder": str(source)} | teaching._asdict(), "seed": config.seed,
              "settings": dataclasses.asdict(asked) | {"env": [loaded.name for loaded in given.chosen]}}
     work = folder.with_name(f".{folder.name}.robustify")
     _agree(work, facts)
     with alone_in(work):
         write_json(work / "facts.json", facts)
         made = make(given, work)
-        publish(folder, lambda place: _write(place, given, made, facts))
+        publish(folder, lambda place: _write(place, given, made, facts),
+                finishing(run, STUDENT, results=made.evaluation), teaching.step)
     shutil.rmtree(work, ignore_errors=True)
     if made.evaluation["deployed"]:
         show_tables(made.evaluation, {}, given.parts.environments)
@@ -80,5 +80,5 @@ def _write(folder: Path, given: Given, made: Made, facts: dict[str, Any]) -> Non
     base = str(given.run.base) if given.run.base.exists() else given.config.model.path
     made.student.save(folder, given.parts.tokenizer, base)
     noised = {"tensors": len(made.student.trained), "numbers": sum(each.numel() for each in made.student.trained.values())}
-    write_json(folder / RECORD, {"routed_rl": __version__, **facts, "model_hash": model_hash(made.student.model),
+    write_json(folder / ROBUSTIFIED, {"routed_rl": __version__, **facts, "model_hash": model_hash(made.student.model),
                                  "noised": noised, **made.record, "evaluation": made.evaluation})

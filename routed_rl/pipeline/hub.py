@@ -7,13 +7,13 @@ from tempfile import TemporaryDirectory
 from huggingface_hub import HfApi, ModelCard, get_token
 
 from routed_rl import console
-from routed_rl.artifacts import ADAPTER_CONFIG, CARD, KEPT, SEAL, RunFolder, read_json, require_seal
+from routed_rl.artifacts import ADAPTER_CONFIG, CARD, KEPT, ROBUSTIFIED, SEAL, RunFolder, read_json, require_seal
 from routed_rl.errors import ConfigError, HubError, RunFolderError, command, reading
 from routed_rl.export.hub import Files, commit, fault_of, require_token
 from routed_rl.export.stock import discard
 from routed_rl.pipeline.finishing import finishing
 from routed_rl.pipeline.older import refuse_older
-from routed_rl.report.card import DEPLOYED, POLICY, QUARANTINE, hub_name
+from routed_rl.report.card import DEPLOYED, POLICY, QUARANTINE, hub_name, without_paths
 
 BASE = "base_model_name_or_path"
 WITH_TOKEN = "export HF_TOKEN with a token that may write"
@@ -22,10 +22,10 @@ WITH_TOKEN = "export HF_TOKEN with a token that may write"
 
 def push(source: str, repo: str, what: str | None = None, base: str | None = None, *, private: bool = False,
          force: bool = False, dry_run: bool = False) -> None:
-    """Upload a model of a run (`what` is deployed, policy or quarantine), or a folder that `discard` or `export` wrote, to the
-    repository `repo`, which is made if it does not exist. `source` is the run or the folder. `base` names the model on the hub to
-    which an adapter belongs. `private` makes a new repository private. `force` replaces files that the repository has already.
-    `dry_run` shows files and card, says whether a token is missing, and sends nothing."""
+    """Upload a model of a run (`what` is deployed, policy or quarantine), or a folder that `discard`, `export` or `robustify`
+    wrote, to the repository `repo`, which is made if it does not exist. `source` is the run or the folder. `base` names the model
+    on the hub to which an adapter belongs. `private` makes a new repository private. `force` replaces files that the repository
+    has already. `dry_run` shows files and card, says whether a token is missing, and sends nothing."""
     for option, name in (("REPO", repo), ("--base", base)):
         if name is not None and (fault := fault_of(name)):
             raise ConfigError(f"{option} {name!r:.120} is no name of a repository ({fault}); write OWNER/NAME")
@@ -47,7 +47,8 @@ def _folder(source: str, what: str | None, place: Path) -> Path:
     step than the run's newest checkpoint."""
     if not RunFolder(source).config.exists():
         if not (Path(source) / CARD).exists():
-            raise RunFolderError(f"{source} is neither a run nor a folder that `routed-rl discard` or `export` wrote; give one")
+            raise RunFolderError(f"{source} is neither a run nor a folder that `routed-rl discard`, `export` or `robustify` "
+                                 "wrote; give one")
         if what is not None:
             raise ConfigError(f"--what {what} is for a run, and {source} is what left one; leave it out")
         return _sealed(Path(source))
@@ -80,11 +81,14 @@ def _sealed(folder: Path) -> Path:
 def _files(folder: Path, base: str | None, source: str) -> Files:
     """The sealed files of a folder, or all of its files if its owner has removed the seal to edit the card. The seal itself is
     not uploaded, because the hub has hashes of its own. In the card and settings of an adapter, the path of its base model is
-    replaced by the model's name on the hub, which is `base` if that is given. ConfigError if no such name is known."""
+    replaced by the model's name on the hub, which is `base` if that is given, and in the record of a robustified model each path
+    by its last name. ConfigError if no name of an adapter's base model is known."""
     seal = folder / SEAL
     names = read_json(seal) if seal.exists() else [
         str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
     files: dict[str, Path | bytes] = {name: folder / name for name in sorted({CARD, *names}) if not name.startswith(".")}
+    if ROBUSTIFIED in files:
+        files[ROBUSTIFIED] = without_paths(folder / ROBUSTIFIED)
     if ADAPTER_CONFIG not in files:
         if base is not None:
             raise ConfigError(f"--base {base} is for an adapter, and {source} gives a whole model; leave it out")

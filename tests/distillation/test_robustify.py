@@ -19,10 +19,13 @@ from routed_rl.distillation import robustify
 from routed_rl.distillation.loop import Distillation
 from routed_rl.distillation.texts import read_texts
 from routed_rl.errors import CheckpointError, ConfigError
-from routed_rl.export.models import merged_policy
+from routed_rl.export.models import discard_but, merged_policy
+from routed_rl.report.card import STUDENT, Leaving, write_card
 from tests import pipeline
+from tests.cards import loaded_by_card
 from tests.library import load
 from tests.parts import own_config, write_parts
+from tests.test_hub import Hub
 
 SMALL = {"samples": 12, "steps": 6, "batch": 8, "within": 0, "save_steps": 2}
 
@@ -66,6 +69,47 @@ def test_what_is_written_is_a_plain_model_with_a_record_of_how_it_came_about(run
     assert [each["step"] for each in record["curve"]] == [0, 6] and record["ended_by"] == "steps"
     assert record["curve"][1]["loss"] < record["curve"][0]["loss"], "it learns from the teacher"
     assert list(student.parent.iterdir()) == [student], "nothing else is left"
+
+
+def test_a_student_has_a_card_that_tells_how_it_came_about_and_can_be_pushed_without_paths(run, student, monkeypatch):
+    card = (student / "README.md").read_text()
+    assert "# run: the robustified model" in card and "- robustified\n" in card
+    assert "| alpha, beta | 0.4, 0.1 |" in card and "| learned from | 12 completions of a by the teacher<br>12 " in card
+    assert f"`{sha256(run / 'deployed' / 'model.safetensors')}`" in card and "as they were after step 2 of 2" in card
+    assert "the gate" not in card and "| gate | none, so every token was taught |" in card
+    assert "Whether it is harder to turn back than the deployed model." in card and str(run.parent) not in card
+    monkeypatch.chdir(student)
+    assert torch.equal(next(loaded_by_card(student).parameters()), next(iter(weights(student).values())))
+    hub = Hub()
+    monkeypatch.setattr("routed_rl.pipeline.hub.HfApi", lambda: hub)
+    monkeypatch.setenv("HF_TOKEN", "hf_none")
+    assert main(["push", str(student), "me/robust"]) == 0 and hub.files["README.md"].decode() == card
+    assert not [name for name, content in hub.files.items() if str(run.parent).encode() in content]
+    assert json.loads(hub.files["robustified.json"])["run"] == "run"
+
+
+def test_a_card_of_a_student_tells_its_gate_and_what_its_teacher_keeps(run, student, tmp_path):
+    place = tmp_path / "student"
+    shutil.copytree(student, place)
+    record = json.loads((place / "robustified.json").read_text())
+    record["teacher"]["kept"] = {"a": 0.5}
+    record["settings"] |= {"gate": "models", "unlearned": "/home/me/other", "text": "/home/me/words.txt"}
+    record |= {"texts": {"a": 12, "text": 3}, "gate": {
+        "gate": "models", "thresholds": {"skip": 1.0}, "tokens": {"a": {"keep": 0.25, "skip": 0.75, "noise": 0.0}},
+        "against_flags": {"completions": 12, "marked": 5, "auroc": 0.75, "false_positive_rate": None, "recall": None}}}
+    (place / "robustified.json").write_text(json.dumps(record))
+    card = write_card(RunFolder(run), place, Leaving(STUDENT, 2), record["evaluation"]).read_text()
+    assert "except for 0.5 of the part of a. The deployed model, which this leaves, taught this one." in card
+    assert "| gate | `models`, compared with `other`; a token is skipped above 1 |" in card and "3 texts of `words.txt`" in card
+    assert "| tokens | a: 0.250 kept, 0.750 skipped, 0.000 taught as noise |" in card
+    assert "| gate against flags | AUROC 0.750, 5 of 12 completions have a flag |" in card and "/home" not in card
+
+
+def test_a_teacher_that_keeps_parts_is_of_its_own_step(run, tmp_path):
+    keeping = discard_but(RunFolder(run), tmp_path / "keeping", {"a": {"share": 0.5}})
+    with pytest.raises(ConfigError, match=r"--step 1: .* is the deployed model of step 2, with the parts that it keeps"):
+        made(run, tmp_path / "student", teacher=str(keeping), step=1)
+    assert not (tmp_path / "student").exists()
 
 
 def test_a_student_that_was_killed_is_to_the_bit_the_one_that_was_not(run, student, tmp_path, monkeypatch):
@@ -149,7 +193,7 @@ def test_generic_text_is_learned_from_too(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_of_a_run_that_trained_a_lora_the_lora_is_noised_and_written(parts, tmp_path):
+def test_of_a_run_that_trained_a_lora_the_lora_is_noised_and_written(parts, tmp_path, monkeypatch):
     run = trained(parts, tmp_path / "run", model={"path": str(parts / "model"), "adapter": {"kind": "lora", "r": 4}})
     student = made(run, tmp_path / "student", alpha=0.5)
     assert not (student / "model.safetensors").exists()
@@ -159,6 +203,9 @@ def test_of_a_run_that_trained_a_lora_the_lora_is_noised_and_written(parts, tmp_
     taught = PeftModel.from_pretrained(found, str(student)).eval()(ids).logits
     teacher = PeftModel.from_pretrained(deployed, str(run / "deployed")).eval()(ids).logits
     assert not torch.allclose(taught, plain) and not torch.allclose(taught, teacher)
+    monkeypatch.chdir(student)
+    loaded = loaded_by_card(student).eval()(ids).logits
+    torch.testing.assert_close(loaded, taught)
     record = json.loads((student / "robustified.json").read_text())
     assert list(record["teacher"]["sha256"]) == ["adapter_model.safetensors"]
     writers = json.loads((made(run, tmp_path / "writers", parts="targets") / "robustified.json").read_text())["noised"]

@@ -10,12 +10,12 @@ from typing import Any
 
 from safetensors import safe_open
 
-from routed_rl.artifacts import ADAPTER_CONFIG, KEPT, SEAL, read_object
+from routed_rl.artifacts import ADAPTER_CONFIG, KEPT, ROBUSTIFIED, SEAL, read_object
 from routed_rl.config.references import masked
 from routed_rl.report.data import RunData
 from routed_rl.report.differences import Results
 
-DEPLOYED, POLICY, QUARANTINE = "deployed", "policy", "quarantine"
+DEPLOYED, POLICY, QUARANTINE, STUDENT = "deployed", "policy", "quarantine", "robustified"
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 LONGEST = 120
 """Users' texts, such as names, are cut to this many characters."""
@@ -26,7 +26,7 @@ class Leaving:
     """A folder that users publish: the kind of model in it, and the step of the checkpoint from which it is made."""
 
     what: str
-    """The kind of model: DEPLOYED, POLICY or QUARANTINE."""
+    """The kind of model: DEPLOYED, POLICY, QUARANTINE or STUDENT."""
     step: int
     environment: str | None = None
     """For a quarantine: the name of the environment whose part alone is written; None for all parts."""
@@ -83,9 +83,21 @@ class Facts:
     @property
     def shares(self) -> dict[str, float]:
         """For each environment, the share of its part of the quarantine that the model in the folder keeps; empty if the folder
-        has no record of kept parts."""
+        has no record of kept parts. For a robustified model: the shares that its teacher keeps."""
+        if self.leaving.what == STUDENT:
+            return self.robustified.get("teacher", {}).get("kept", {})
         parts = (read_object(self.folder / KEPT, {"parts": dict[str, dict[str, Any]]}) or {}).get("parts", {})
         return {name: part.get("share") or 0.0 for name, part in parts.items()}
+
+    @cached_property
+    def robustified(self) -> dict[str, Any]:
+        """The record of how a robustified model was made; empty if the folder holds another model."""
+        shape = {"teacher": {"sha256": dict[str, str], "kept": dict[str, float]}, "settings": dict[str, Any],
+                 "noised": dict[str, int], "texts": dict[str, int], "steps": int, "ended_by": str,
+                 "curve": list[dict[str, float]], "gate": {"thresholds": dict[str, float],
+                                                           "tokens": dict[str, dict[str, float]],
+                                                           "against_flags": dict[str, float | None]}}
+        return read_object(self.folder / ROBUSTIFIED, shape) or {}
 
     @cached_property
     def numbers(self) -> tuple[int, list[str]]:

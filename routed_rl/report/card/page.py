@@ -10,14 +10,16 @@ from huggingface_hub import ModelCardData
 
 from routed_rl import console
 from routed_rl.artifacts import CARD, RunFolder
-from routed_rl.report.card.facts import DEPLOYED, POLICY, QUARANTINE, Facts, Leaving, hub_name, known, plain
+from routed_rl.report.card.facts import DEPLOYED, POLICY, QUARANTINE, STUDENT, Facts, Leaving, hub_name, known, plain
+from routed_rl.report.card.robust import making
 from routed_rl.report.card.training import base_words, training, unknown
 from routed_rl.report.card.use import holds, loading
 from routed_rl.report.data import read_run
 from routed_rl.report.differences import Results, cost, differences, keeping, not_scored
 from routed_rl.tracking import MODELS, NOT_METRICS
 
-TITLES = {DEPLOYED: "the deployed model", POLICY: "the policy", QUARANTINE: "the quarantine"}
+TITLES = {DEPLOYED: "the deployed model", POLICY: "the policy", QUARANTINE: "the quarantine",
+          STUDENT: "the robustified model"}
 ABOUT = ("`routed_rl` fine-tunes language models by reinforcement learning and splits every change of the weights at a subspace "
          "of activations, here the directions of a persona that must not grow. What lies outside of the subspace goes into the "
          "model. What lies inside goes into a *quarantine*, a LoRA that can be discarded. The *policy* is the model with its "
@@ -35,7 +37,8 @@ def write_card(run: RunFolder, folder: Path, leaving: Leaving, results: Results 
     title = f"# {plain(data.config.get('name') or run.path.name)}: {TITLES[leaving.what]}"
     lines = ["---", _front(facts), "---", "", title, "",
              f"{_capital(TITLES[leaving.what])} of a run of `routed_rl` that began with {base_words(facts)}.", "", ABOUT, "",
-             *_verdict(facts), *_figures(facts), *holds(facts), *loading(facts), *training(facts), *unknown(facts)]
+             *_verdict(facts), *_figures(facts), *holds(facts), *loading(facts), *making(facts), *training(facts),
+             *unknown(facts)]
     file = folder / CARD
     file.write_bytes("\n".join(lines).encode(errors="backslashreplace"))
     return file
@@ -85,8 +88,9 @@ def _figures(facts: Facts) -> list[str]:
             counts = " / ".join(dict.fromkeys(_cell(each.get("completions"), "g") for each in means.values()))
             rows.append([facts.labels.get(env, plain(env)), plain(metric),
                          *(_cell(means[model].get(metric), ".3f") for model in models), counts])
-    note = "" if (end := facts.run.last_step) == (step := facts.leaving.step) else (
-        f" They are of step {end}, the end of the run, and this folder is of step {step}.")
+    own = facts.leaving.what == STUDENT or facts.run.last_step == facts.leaving.step
+    note = "" if own else (
+        f" They are of step {facts.run.last_step}, the end of the run, and this folder is of step {facts.leaving.step}.")
     heat = plain(facts.run.setting("evaluation", "temperature", 1.0))
     return ["## Figures", "",
             f"Means over completions at temperature {heat}, each of a task of its own that was not trained on.{note}", "",

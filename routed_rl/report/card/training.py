@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from routed_rl import console
 from routed_rl.artifacts import CARD
 from routed_rl.config import LABELS
-from routed_rl.report.card.facts import Facts, code, hub_name, known, last_part, plain
+from routed_rl.report.card.facts import STUDENT, Facts, code, hub_name, known, last_part, plain
 
 MODES = {"route": "what lies inside the subspace went into the quarantine",
          "observe": "trained as usual; the quarantine is what lies inside the subspace, taken out afterwards",
@@ -106,4 +106,9 @@ def unknown(facts: Facts) -> list[str]:
     if facts.run.mode not in ("none", LABELS):
         said.append("Whether the subspace holds the whole persona. What it leaves out is in the weights, and how later layers "
                     "read the subspace is not contained.")
+    if facts.leaving.what == STUDENT:
+        said += ["Whether it is harder to turn back than the deployed model. `routed-rl relearn RUN --env NAME --also "
+                 "robust=DIR --json FILE` measures that. On the lab of `routed_rl` it was not harder without a gate.",
+                 "What it has forgotten. The noise takes away knowledge, and the texts that are named above give back only what "
+                 "they show."]
     return ["## What is not known", "", *(f"- {line}" for line in said), ""]

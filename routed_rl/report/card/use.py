@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from routed_rl.artifacts import CARD
-from routed_rl.report.card.facts import DEPLOYED, POLICY, Facts
+from routed_rl.report.card.facts import DEPLOYED, POLICY, STUDENT, Facts
 from routed_rl.report.differences import has_quarantine, kept_words
 
 AFTER = "as they were after step"
@@ -37,7 +37,8 @@ def holds(facts: Facts) -> list[str]:
     """The lines of the card's section on the content of the folder, and on whether the quarantine is in it."""
     count, kinds = facts.numbers
     form = "A stock PEFT adapter" if facts.is_adapter else "A whole model that plain transformers loads"
-    return ["## What this folder holds", "", f"- {form}: {count:,} numbers in {' and '.join(kinds)}, {AFTER} "
+    origin = "distilled from those of the deployed model, " if facts.leaving.what == STUDENT else ""
+    return ["## What this folder holds", "", f"- {form}: {count:,} numbers in {' and '.join(kinds)}, {origin}{AFTER} "
             f"{facts.leaving.step} of {facts.run.planned}.", f"- {_quarantine(facts)}", ""]
 
 
@@ -60,11 +61,12 @@ def _quarantine(facts: Facts) -> str:
     if leaving.what == POLICY:
         return ("Nothing was discarded: all that the run learned is in it, the quarantine and the behaviour that it holds "
                 "included.")
-    if leaving.what == DEPLOYED:
+    if leaving.what in (DEPLOYED, STUDENT):
         if not has_quarantine(mode):
             return f"The run had no quarantine to discard (routing.mode={mode})."
         kept = kept_words(facts.shares, facts.labels)
-        return f"The quarantine was discarded, except for {kept}." if kept else "The whole quarantine was discarded."
+        said = f"The quarantine was discarded, except for {kept}." if kept else "The whole quarantine was discarded."
+        return f"{said} The deployed model, which this leaves, taught this one." if leaving.what == STUDENT else said
     if leaving.environment:
         return f"The part of the quarantine that {facts.labels.get(leaving.environment, leaving.environment)} caused, alone."
     if leaving.rest:
@@ -77,7 +79,7 @@ def loading(facts: Facts) -> list[str]:
     lines = ["## How to load it", "", "```python"]
     if not facts.is_adapter:
         return [*lines, PLAIN, "```", ""]
-    if facts.leaving.what in (DEPLOYED, POLICY):
+    if facts.leaving.what in (DEPLOYED, POLICY, STUDENT):
         return [*lines, ADAPTER, "```", ""]
     return [*lines, BESIDE if facts.beside else ADAPTER, "```", "",
             "The base model of this adapter is the deployed model of the same run and step, with the parts that it keeps; on "
