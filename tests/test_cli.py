@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -64,6 +65,29 @@ def test_a_folder_without_a_run_is_refused_before_anything_heavy_is_imported(ver
               "robustify": ["--alpha", ".4", "--out", "D"]}
     assert main([verb, str(tmp_path), *needed.get(verb, [])]) == 2
     assert f"{tmp_path} is not a run folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["robustify", "RUN", "--alpha", ".4", "--out", "D", "--text", ""], "--text is empty; give FILE, or leave it out"),
+    (["export", "RUN", "--quarantine", "D", "--env", ""], "--env is empty; give NAME, or leave it out"),
+    (["evaluate", "RUN", "--env", ""], "--env is empty; give NAME[,NAME], or leave it out"),
+    (["discard", "RUN", "--out", ""], "--out is empty; give DIR"), (["discard", "", "--out", "D"], "RUN is empty; give one"),
+    (["report", "RUN", "--out="], "--out is empty; give FILE, or leave it out"),
+    (["filter", "RUN", "--out", "F", "--detector", ""], "--detector is empty; give NAME, or leave it out")])
+def test_an_argument_that_a_script_left_empty_is_refused_and_not_taken_for_none(engine, capsys, words, said):
+    assert refused(capsys, *words) == f"error: {said}" and not engine
+
+
+def test_no_ranks_are_given_as_an_empty_text(engine, tmp_path):
+    assert main(["compare", "--ranks", "", "--out", str(tmp_path / "c"), "env=lab"]) == 0 and engine
+
+
+@pytest.mark.parametrize("word", ["env.größe.path=x.py:X", "env.größe.path='x y'", "env.my code.path=x", "env.1a.weight=[1,2]",
+                                  "++env.größe.weight=2", "keep.größe=auto"])
+def test_a_name_that_cannot_be_typed_is_named_with_the_letters_that_can(engine, capsys, word):
+    said = refused(capsys, "train", word)
+    assert re.search(r"'(größe|my code|1a)' cannot be the name of a setting or an environment; take letters from a to z", said)
+    assert "special characters" not in said
 
 
 def test_a_run_whose_name_has_a_comma_is_one_run(tmp_path):

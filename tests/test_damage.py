@@ -19,6 +19,7 @@ from routed_rl.artifacts import (
     SEAL,
     RunFolder,
     broken_seal,
+    check_file,
     damage,
     read_json,
     read_object,
@@ -243,7 +244,33 @@ def test_a_place_below_a_file_is_refused_in_one_line(run, tmp_path, capsys):
 
 def test_two_exports_into_one_folder_are_refused_before_either_is_written(run, tmp_path, capsys):
     words = ["export", "RUN", "--quarantine", str(tmp_path / "out"), "--policy"]
-    assert "are one folder; give two" in refusal(words, run, tmp_path / "out", capsys) and not (tmp_path / "out").exists()
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    for other in ("out", "out/inner", "x/../out", "link", "."):
+        assert "are one folder, or one lies in the other; give two" in refusal(words, run, tmp_path / other, capsys)
+    assert not (tmp_path / "out").exists() and not (tmp_path / "x").exists()
+
+
+def test_no_model_is_written_into_a_sealed_folder_whose_seal_it_would_break(run, tmp_path, capsys):
+    (tmp_path / "link").symlink_to(run.checkpoint(4))
+    extracting = compose([f"out={run.checkpoint(4)}/x"])
+    with pytest.raises(RunFolderError, match="would lie inside .*step-4, which is complete and sealed"):
+        pipeline.extract(extracting, [], False)
+    for words in MODELS:
+        for place in (run.checkpoint(4) / "x", run.checkpoint(4) / "x" / "y", tmp_path / "link" / "x"):
+            said = refusal(words, run, place, capsys)
+            assert f"would lie inside {run.checkpoint(4)}, which is complete and sealed (COMPLETE.json)" in said
+    assert broken_seal(run.checkpoint(4)) is None
+
+
+def test_no_command_writes_over_what_a_run_has_written_for_itself(run, tmp_path, capsys):
+    run.metrics.write_text("{}\n")
+    (tmp_path / "link").symlink_to(run.path)
+    for words in WRITING:
+        for place in (run.metrics, run.config, tmp_path / "link" / "summary.json", run.completions / "step-000001.parquet",
+                      run.path / "evaluation-base.json"):
+            assert f"is a place in which the run {run.path} keeps its own files" in refusal(words, run, place, capsys)
+    assert main(["filter", str(run.path), "--force", "--out", str(run.metrics)]) == 2 and run.metrics.read_text() == "{}\n"
+    assert check_file(run.report, "--out") == run.report and check_file(run.path / "again.json", "--json")
 
 
 def test_text_never_takes_the_place_of_a_folder(tmp_path):

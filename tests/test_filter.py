@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -174,8 +175,10 @@ def test_what_is_not_of_this_run_or_model_is_refused(run, subspace, tmp_path, mo
     theirs = dataclasses.replace(found, provenance=dataclasses.replace(found.provenance, model_hash="0" * 64))
     theirs.save(tmp_path / "theirs")
     cases = [(FilterConfig(subspace=str(tmp_path / "theirs")), SubspaceError, "was extracted from .* extract one from"),
-             (FilterConfig(labels=4), ConfigError, "of 4 labelled completions . are marked and . are not; a probe needs"),
-             (FilterConfig(subspace=str(subspace), layers=[7]), ConfigError, "layers has 7, but .* has 2 layers")]
+             (FilterConfig(labels=4), ConfigError, "of 4 labelled .* and . are not; a probe needs 4 of each: raise --labels$"),
+             (FilterConfig(labels=999), ConfigError, "--labels 999: the run has 256 completions that can be labelled"),
+             (FilterConfig(layers=[9]), ConfigError, "^--layers has 9, but .* has 2 layers"),
+             (FilterConfig(subspace=str(subspace), layers=[7]), ConfigError, "^--layers has 7, but .* has 2 layers")]
     for asked, kind, said in cases:
         with pytest.raises(kind, match=said):
             pipeline.filter_run(str(run), asked, str(tmp_path / "out.jsonl"))
@@ -183,6 +186,15 @@ def test_what_is_not_of_this_run_or_model_is_refused(run, subspace, tmp_path, mo
     with pytest.raises(ConfigError, match="has written nothing honest in any environment"):
         pipeline.filter_run(str(run), FilterConfig(subspace=str(subspace)), str(tmp_path / "out.jsonl"))
     assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize(("asked", "said"), [
+    ({"labels": 0}, "--labels must be a share of the completions above 0 and below 1, or their number, got 0"),
+    ({"labels": math.nan}, "--labels must be a finite number, got nan"), ({"layers": []}, r"--layers must be layers that differ"),
+    ({"layers": [-1]}, r"--layers must be layers that differ, counted from 0: \[1,2\], got \[-1\]")])
+def test_options_of_a_probe_that_cannot_be_are_refused_by_their_own_names_before_anything_is_read(asked, said):
+    with pytest.raises(ConfigError, match=said):
+        FilterConfig(**asked)
 
 
 def test_a_completion_is_read_where_its_prompt_ends_when_it_is_asked_again(parts, subspace):

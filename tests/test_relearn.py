@@ -46,6 +46,13 @@ def record(model: str, seed: int, rate: float, curve: list[float], by: str = "rl
     return {"model": model, "seed": seed, "by": by, "rate": rate, "curve": curve}
 
 
+@pytest.mark.parametrize("name", ["found.png", "found.runs"])
+def test_the_file_of_the_numbers_is_not_what_is_written_beside_it(run, tmp_path, name):
+    with pytest.raises(ConfigError, match="ends in .*, as what is written beside it does; give a name in .json"):
+        relearn(str(run), asked(), str(tmp_path / name), {}, None)
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_counts_is_the_rate_by_which_it_is_back_first():
     assert [steps_to(curve, 0.5) for curve in ([0.6], [0.1, 0.5, 0.2], [0.1, 0.4])] == [0, 1, None]
     slow, fast, never = record("m", 0, 1e-5, [0, 0, 0, 0.7]), record("m", 0, 1e-3, [0, 0.5]), record("m", 0, 1e-4, [0, 0.1])

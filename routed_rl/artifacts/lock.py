@@ -16,7 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from routed_rl.artifacts.place import check_above
+from routed_rl.artifacts.place import check_writable
 from routed_rl.errors import RunFolderError
 
 LOCK = ".lock"
@@ -52,7 +52,7 @@ def is_held(folder: Path) -> bool:
 
 @contextmanager
 def _holding(file: Path, what: Path) -> Iterator[None]:
-    check_above(file, str(what))
+    check_writable(file, str(what))
     file.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(file, timeout=0, on_acquired=_sign, fallback_to_soft=False)
     try:

@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 
 from routed_rl.artifacts.finite import first_nonfinite
 from routed_rl.artifacts.lock import LOCK
-from routed_rl.artifacts.place import check_above
-from routed_rl.artifacts.whole import SEAL, broken_seal, read_object, replacing
+from routed_rl.artifacts.place import SEAL, check_above
+from routed_rl.artifacts.whole import broken_seal, read_object, replacing
 from routed_rl.errors import CheckpointError, RunFolderError, command
 
 

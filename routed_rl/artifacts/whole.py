@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from routed_rl.artifacts.lock import alone_making
+from routed_rl.artifacts.place import SEAL
 from routed_rl.errors import CheckFailed, RunFolderError
 from routed_rl.shapes import fits
-
-SEAL = "COMPLETE.json"
-"""The file that is written last into a sealed folder. It holds every file's size and SHA-256."""
 
 CARD = "README.md"
 """The model card of a folder that users publish."""

@@ -16,6 +16,8 @@ from routed_rl.config import Config, MonitorConfig, unknown
 from routed_rl.config.checks import LONGEST_NAME, declared_types
 from routed_rl.errors import ConfigError
 
+NAME = re.compile(r"[A-Za-z_][\w$/@:-]*|[0-9]+", re.ASCII)
+"""Pattern of a part of a setting's name that Hydra's grammar can read, perhaps with a package (`@`) behind it."""
 FREE = ("env.", "trainer.", "keep.", "model.adapter.options.", "subspace.known_prompts.", "subspace.known_answers.",
         *(f"monitor.{rule.name}.limits." for rule in dataclasses.fields(MonitorConfig)))
 """Prefixes under which any key may be added."""
@@ -53,6 +55,7 @@ def parse_override(text: str) -> tuple[str, Override]:
         return text, parser.parse_override(text)
     except HydraException as error:
         key, _, value = text.partition("=")
+        _check_letters(key)
         if not key.strip("+~") or value[:1] in ("[", "{", "'", '"'):
             raise ConfigError(f"cannot read {text!r} ({one_line(error)}); quote a value with special characters twice: "
                               f"'{key}=\"VALUE\"'") from error
@@ -60,6 +63,14 @@ def parse_override(text: str) -> tuple[str, Override]:
         return f"{key}={quoted(value)}", parser.parse_override(f"{key}={quoted(value)}")
     except HydraException as error:
         raise ConfigError(f"cannot read {text!r} ({one_line(error)}); write KEY=VALUE") from error
+
+
+def _check_letters(key: str) -> None:
+    """Raise ConfigError if `key`, all before the `=` of an override, holds a sign that Hydra cannot read there. In a setting that
+    exists, only names that a user chose, such as those of environments, can hold one."""
+    if key.strip("+~") and (wrong := next((part for part in key.lstrip("+~").split(".") if not NAME.fullmatch(part)), None)):
+        raise ConfigError(f"{key}: {wrong!r} cannot be the name of a setting or an environment; take letters from a to z, "
+                          "digits, _ and -, and begin with a letter")
 
 
 def _check_choice(override: Override, group: Path, name: str) -> None:

@@ -10,6 +10,8 @@ from routed_rl.cli.waiting import waiting
 from routed_rl.cli.words import PLACE, at_home
 from routed_rl.errors import ConfigError
 
+MAY_BE_EMPTY = ("ranks", "password", "overrides")
+"""Arguments that may be empty: `--ranks ""` is for no ranks, and `--password`, which is always refused, says why itself."""
 GIVEN = "given_once"
 """The attribute of the parsed arguments that maps each option given so far to its value."""
 
@@ -45,12 +47,24 @@ def run(argv: list[str]) -> None:
         place: dict[str, Any] = {"type": at_home} if PLACE.search(declared.get("metavar") or "") else {}
         parser.add_argument(*names, **once | place | declared)
     arguments = parser.parse_intermixed_args(argv[1:])
+    _refuse_empty(name, arguments)
     if not verb.says:
         _act(name, arguments)
         return
     # A question for a password stands on the terminal, too, and nothing may be written over it.
     with waiting(f"routed_rl: {verb.says}", count=PASSWORD[0] not in verb.options):
         _act(name, arguments)
+
+
+def _refuse_empty(name: str, arguments: argparse.Namespace) -> None:
+    """Raise ConfigError for an argument that is empty, as that of a script whose variable is not set. It would mean the present
+    folder, or nothing at all."""
+    for names, declared in VERBS[name].options:
+        given = getattr(arguments, (dest := names[0].lstrip("-").replace("-", "_")), None)
+        if dest not in MAY_BE_EMPTY and "" in (given if isinstance(given, list) else [given]):
+            value, is_option = declared.get("metavar", "a value"), names[0].startswith("-")
+            leave = ", or leave it out" if is_option and not declared.get("required") else ""
+            raise ConfigError(f"{names[0] if is_option else value} is empty; give {'one' if not is_option else value}{leave}")
 
 
 def _act(name: str, arguments: argparse.Namespace) -> None:

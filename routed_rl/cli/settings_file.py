@@ -29,8 +29,8 @@ def overrides_of(file: str) -> list[str]:
     """Translate a settings file into overrides, with absolute paths. ConfigError if the file cannot be read."""
     path = Path(file)
     if not path.is_file():
-        wrong = "it is a folder" if file and path.is_dir() else "there is no such file"
-        raise ConfigError(f"--config {file or repr(file)}: {wrong}; `routed-rl new experiment NAME` writes a file to begin with")
+        wrong = "it is a folder" if path.is_dir() else "there is no such file"
+        raise ConfigError(f"--config {file}: {wrong}; `routed-rl new experiment NAME` writes a file to begin with")
     try:
         found: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except (YAMLError, OmegaConfBaseException, ValueError, KeyError) as error:  # `!!int x` is a ValueError, `!!bool x` a KeyError

@@ -57,8 +57,22 @@ class DetectorConfig:
         if self.labels <= 0 or self.labels > self.pool:
             raise ConfigError(f"baseline.detector.labels must be a share below 1 of the pool, or a number up to "
                               f"baseline.detector.pool={self.pool}, got {self.labels}")
-        if self.layers is not None and (not self.layers or min(self.layers) < 0 or len(set(self.layers)) < len(self.layers)):
-            raise ConfigError(f"baseline.detector.layers must be layers that differ, counted from 0: [1,2], got {self.layers}")
+        _check_layers("baseline.detector.layers", self.layers)
         if self.kind == PROBE and (self.recall, self.precision) != (1, 1):
             raise ConfigError(f"baseline.detector.recall={self.recall} and precision={self.precision} are of kind=flags: what a "
                               "probe finds is measured; leave them out, or set baseline.detector.fpr")
+
+
+def check_probe_options(labels: float | None, layers: list[int] | None = None) -> None:
+    """Check the options --labels and --layers of a command that learns a probe from a run's completions. How many completions and
+    layers there are is not known yet."""
+    if labels is not None:
+        check_finite("--labels", labels)
+        if labels <= 0:
+            raise ConfigError(f"--labels must be a share of the completions above 0 and below 1, or their number, got {labels:g}")
+    _check_layers("--layers", layers)
+
+
+def _check_layers(name: str, layers: list[int] | None) -> None:
+    if layers is not None and (not layers or min(layers) < 0 or len(set(layers)) < len(layers)):
+        raise ConfigError(f"{name} must be layers that differ, counted from 0: [1,2], got {layers}")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from routed_rl.config.baseline import DISCOURAGE, ENCOURAGE
 from routed_rl.config.checks import check_at_least, check_known, check_options, check_shares
-from routed_rl.config.detector import DETECTORS, PROBE
+from routed_rl.config.detector import DETECTORS, PROBE, check_probe_options
 from routed_rl.errors import ConfigError
 
 
@@ -112,6 +112,7 @@ class FilterConfig:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ConfigError(f"--{name} must lie in [0, 1], got {value}")
+        check_probe_options(self.labels, self.layers)
         if self.max_shift is not None and not math.isfinite(self.max_shift):
             raise ConfigError(f"--max-shift must be a finite number, got {self.max_shift}")
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from routed_rl.config.checks import AUTO, check_known, check_options
+from routed_rl.config.detector import check_probe_options
 from routed_rl.errors import ConfigError
 
 ALL, TARGETS = PARTS = ("all", "targets")
@@ -82,6 +83,7 @@ class RobustifyConfig:
         if isinstance(self.skip, float) and isinstance(self.noise, float) and self.noise < self.skip:
             raise ConfigError(f"--noise {self.noise:g} lies below --skip {self.skip:g}, so nothing would be skipped; leave "
                               "--skip out, or give it a lower score")
+        check_probe_options(self.labels)
         if self.fpr is not None and not 0 <= self.fpr <= 1:
             raise ConfigError(f"--fpr must lie in [0, 1], got {self.fpr}")
 

@@ -88,12 +88,12 @@ def fit(pooled_LND: Tensor, marked_N: Tensor, layers: Sequence[int] | None, fpr:
                  threshold_at(standard_LN.amin(0), fpr))
 
 
-def require_both(marked_N: Tensor) -> None:
-    """ConfigError unless there are at least `FEWEST` marked completions and as many others."""
+def require_both(marked_N: Tensor, remedy: str = "raise baseline.detector.labels, or name other baseline.detector.flags") -> None:
+    """ConfigError, whose message ends with `remedy`, unless there are at least `FEWEST` marked completions and as many others."""
     marked = int(marked_N.sum())
     if min(marked, len(marked_N) - marked) < FEWEST:
         raise ConfigError(f"of {len(marked_N)} labelled completions {marked} are marked and {len(marked_N) - marked} are not; a "
-                          f"probe needs {FEWEST} of each: raise baseline.detector.labels, or name other baseline.detector.flags")
+                          f"probe needs {FEWEST} of each: {remedy}")
 
 
 def threshold_at(honest_N: Tensor, fpr: float) -> float:

@@ -20,6 +20,9 @@ from routed_rl.pipeline.adapters import is_adapter, with_adapter
 from routed_rl.pipeline.older import refuse_older
 from routed_rl.pipeline.record import read_config
 
+BESIDE = RUNS, PICTURE = ".runs", ".png"
+"""Endings of the names of the folder and the picture that are written beside the file of `--json`."""
+
 
 def relearn(target: str, asked: RelearnConfig, json_file: str, others: Mapping[str, str], config: Config | None,
             jobs: int = 2) -> dict[str, Any]:
@@ -28,6 +31,8 @@ def relearn(target: str, asked: RelearnConfig, json_file: str, others: Mapping[s
     content of `json_file`; the runs and a picture are written beside that file."""
     run, file = None if config is not None else RunFolder.open(target), Path(json_file).absolute()
     check_file(file, "--json")
+    if file.suffix in BESIDE:
+        raise ConfigError(f"--json {json_file} ends in {file.suffix}, as what is written beside it does; give a name in .json")
     config = config or read_config(RunFolder.open(target))
     check_environment(config, asked)
     asked = dataclasses.replace(asked, flags=counted(config, asked))
@@ -38,7 +43,7 @@ def relearn(target: str, asked: RelearnConfig, json_file: str, others: Mapping[s
     models |= {name: with_model(config, place) for name, place in others.items()}
     if run is None:
         say_reporting(config, "an attack")
-    folder, draw_hacks = file.with_suffix(".runs"), FINE_TUNING in asked.by
+    folder, draw_hacks = file.with_suffix(RUNS), FINE_TUNING in asked.by
     if draw_hacks and run is None and asked.hacks is None:
         raise ConfigError(f"{target} is no run, so it has no completions to fine-tune on; give --hacks FILE, or --by rl")
     hacks = {seed: hacks_of(run, config, asked, seed) if draw_hacks else () for seed in range(asked.seeds)}
@@ -49,11 +54,11 @@ def relearn(target: str, asked: RelearnConfig, json_file: str, others: Mapping[s
     found = summarised(records, asked)
     write_json(file, {"settings": dataclasses.asdict(asked), "of": str(Path(target).absolute()), "models": found,
                       "attacks": records})
-    draw(file.with_suffix(".png"), found, asked)
-    notes = [] if asked.seeds > 2 else [f"{asked.seeds} seeds: take 3 for an interval"]
+    draw(file.with_suffix(PICTURE), found, asked)
+    notes = [] if asked.seeds > 2 else [f"--seeds {asked.seeds}: take 3 for an interval"]
     if not any(max(record["curve"]) for record in records):
         notes.append(f"no completion was flagged as {' or '.join(asked.flags)}; if {asked.env} has other flags, give --flag NAME")
-    reporter.show([table(found, asked)], notes, file.parent, [file.name, file.with_suffix(".png").name])
+    reporter.show([table(found, asked)], notes, file.parent, [file.name, file.with_suffix(PICTURE).name])
     return found
 
 

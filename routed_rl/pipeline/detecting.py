@@ -54,11 +54,11 @@ def check_detector(parts: Parts) -> None:
                           "set baseline.detector.kind=flags, or leave the environment out")
 
 
-def check_layers(settings: DetectorConfig, layers: int, model: str) -> None:
+def check_layers(settings: DetectorConfig, layers: int, model: str, name: str = "baseline.detector.layers") -> None:
     """Raise ConfigError if the settings name a layer that the model does not have. `layers` is the number of its layers, and
-    `model` its name for the message."""
+    `model` its name for the message; `name` is the setting or option that gave the layers."""
     if settings.layers is not None and max(settings.layers) >= layers:
-        raise ConfigError(f"baseline.detector.layers has {max(settings.layers)}, but {model} has {layers} layers, counted from "
+        raise ConfigError(f"{name} has {max(settings.layers)}, but {model} has {layers} layers, counted from "
                           f"0; choose from 0 to {layers - 1}")
 
 

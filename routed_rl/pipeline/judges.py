@@ -18,7 +18,7 @@ from routed_rl.config import DetectorConfig, FilterConfig
 from routed_rl.errors import ConfigError
 from routed_rl.extraction.persona import layers_to_read, standing
 from routed_rl.extraction.pooled import Said, pooled
-from routed_rl.extraction.probe import Probe, fit, measured, threshold_at
+from routed_rl.extraction.probe import Probe, fit, measured, require_both, threshold_at
 from routed_rl.pipeline.build import Parts, check_subspace
 from routed_rl.pipeline.candidates import Candidate, read_once, require_flags
 from routed_rl.pipeline.detecting import base_completions, check_layers, detector_sentence
@@ -68,9 +68,13 @@ def probe_of(rows: Sequence[Candidate], parts: Parts, run: RunFolder, asked: Map
         console.say(f"detector      the run's own probe, {run.detector}")
         return Probe.load(run.detector)[0]
     able = [row for row in rows if row.unfit is None]
+    if own.get("labels", 0) > max(len(able), 1):
+        raise ConfigError(f"--labels {own['labels']:g}: the run has {len(able)} completions that can be labelled; give fewer, "
+                          "or a share below 1")
     settings = dataclasses.replace(parts.config.baseline.detector, kind="probe", recall=1.0, precision=1.0,
                                    pool=max(len(able), 1), **own)
-    check_layers(settings, parts.model.config.get_text_config().num_hidden_layers, parts.config.model.path)
+    check_layers(settings, parts.model.config.get_text_config().num_hidden_layers, parts.config.model.path,
+                 "--layers" if "layers" in own else "baseline.detector.layers")
     return _from_rows(able, parts, settings)
 
 
@@ -80,6 +84,7 @@ def _from_rows(rows: Sequence[Candidate], parts: Parts, settings: DetectorConfig
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(parts.config.seed)).tolist()
     known, rest = [rows[place] for place in order[:settings.labelled]], [rows[place] for place in order[settings.labelled:]]
     labels, truth = (torch.tensor([row.marked(settings) for row in some], dtype=torch.bool) for some in (known, rest))
+    require_both(labels, "raise --labels")
     features = pooled(parts.model, parts.tokenizer, [row.said for row in known], parts.config.evaluation.batch_size,
                       layers=settings.layers)
     probe = fit(features, labels, settings.layers, settings.fpr, parts.config.seed)
@@ -128,7 +133,7 @@ class _Axis:
         check_subspace(parts, self.subspace)
         check_axis(config.monitor.axis, self.subspace.axis_names)
         settings = dataclasses.replace(config.baseline.detector, layers=asked.layers)
-        check_layers(settings, len(self.subspace.axes), config.model.path)
+        check_layers(settings, len(self.subspace.axes), config.model.path, "--layers")
         self.layers = layers_to_read(self.subspace, asked.layers, config.monitor.axis)
         with console.progress("base model", "completions") as advance:
             honest = [row for row in base_completions(parts, settings.pool, advance)

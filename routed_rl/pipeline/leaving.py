@@ -76,8 +76,11 @@ def export(run: str, quarantine: str | None, env: str | None, policy: str | None
     or, if a LoRA was trained and `merge` is false, one LoRA. `dtype` is as in `discard`.
     """
     opened = RunFolder.open(run)
-    if quarantine and policy and Path(quarantine).absolute() == Path(policy).absolute():
-        raise ConfigError(f"--quarantine {quarantine} and --policy {policy} are one folder; give two")
+    if quarantine and policy:
+        places = [Path(each).resolve() for each in (quarantine, policy)]
+        if any(one == other or one in other.parents for one, other in (places, places[::-1])):
+            raise ConfigError(f"--quarantine {quarantine} and --policy {policy} are one folder, or one lies in the other; give "
+                              "two apart from each other")
     for option, out in (("--quarantine", quarantine), ("--policy", policy)):
         if out:
             check_above(Path(out), f"{option} {out}")
@@ -99,5 +102,5 @@ def export(run: str, quarantine: str | None, env: str | None, policy: str | None
 def _alone_where(run: RunFolder, *outs: str | None) -> AbstractContextManager[None]:
     """A context in which this process is the run's only writer, if one of the folders `outs` lies inside the run's folder.
     Otherwise nothing is locked, so that a run in training can be exported."""
-    inside = any(out and Path(out).absolute().is_relative_to(run.path) for out in outs)
+    inside = any(out and Path(out).resolve().is_relative_to(run.path.resolve()) for out in outs)
     return alone_in(run.path) if inside else nullcontext()

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from routed_rl import console
-from routed_rl.artifacts import RunFolder, alone_making, check_file, resolve, write_json
+from routed_rl.artifacts import RunFolder, alone_making, check_above, check_file, resolve, write_json
 from routed_rl.config import Config
 from routed_rl.envs import LoadedEnvironment
 from routed_rl.errors import CheckFailed, ConfigError
@@ -25,6 +25,7 @@ def extract(config: Config, overrides: list[str], check: bool) -> Path:
     """Extract a subspace from prompts into a folder (`out=`, default `subspace`), and return that folder. `check` also measures
     whether the subspace is good, and draws a plot."""
     out = Path(config.out or "subspace").expanduser()
+    check_above(out, f"out={out}")
     with alone_making(out):
         if out.exists():
             raise ConfigError(f"out={out} exists already; set out=ANOTHER_FOLDER")

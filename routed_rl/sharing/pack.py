@@ -29,7 +29,7 @@ def share(target: str, out: str, password_file: str | None, notice: Notice) -> P
     folder, site = Path(target).expanduser(), _new(out)
     if not folder.is_dir():
         raise SharingError(f"{target} is no folder; give a run, or a folder of {', '.join(KINDS)}")
-    if site.is_relative_to(folder.absolute()):
+    if site.resolve().is_relative_to(folder.resolve()):
         raise SharingError(f"--out {out} lies inside of {target}, which is shared; give a folder elsewhere")
     archive.library()
     secret = password.new_password(password_file, folder)

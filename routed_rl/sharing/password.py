@@ -19,7 +19,7 @@ MAKE = "python3 -c 'import secrets; print(secrets.token_urlsafe(18))' > FILE"
 def new_password(file: str | None, shared: Path) -> str:
     """Return the password for a new archive of the folder `shared`, from `file`, or from the terminal if `file` is None.
     SharingError if the password is too short or cannot be read."""
-    if file is not None and Path(file).absolute().is_relative_to(shared.absolute()):
+    if file is not None and Path(file).expanduser().resolve().is_relative_to(shared.resolve()):
         raise SharingError(f"--password-file {file} lies in {shared}, which is shared; put it elsewhere")
     password = _from_file(file) if file is not None else _typed("password for the archive (16 characters or more): ")
     if len(password) < SHORTEST:
