@@ -128,7 +128,8 @@ def test_a_file_that_cannot_be_used_is_refused_in_one_line(tmp_path, capsys, tex
     assert problem in error and len(error.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize(("file", "problem"), [("", "--config is empty; give FILE.yaml, or leave it out"), (".", "--config .: it is a folder")])
+@pytest.mark.parametrize(("file", "problem"), [("", "--config is empty; give FILE.yaml, or leave it out"),
+                                               (".", "--config .: it is a folder")])
 def test_a_name_that_is_no_file_is_refused_also_if_it_is_empty(capsys, file, problem):
     assert main(["train", "--dry-run", "--config", file]) == 2 and problem in capsys.readouterr().err
 
