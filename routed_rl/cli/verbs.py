@@ -136,7 +136,7 @@ VERBS: dict[str, Verb] = {
                                                                              "deployed model to noise"),
         option("--out", required=True, metavar="DIR", help="where the model goes; the same command goes on where it was stopped"),
         option("--beta", type=float, metavar="X", help="size of the noise, relative to Xavier's; default: .1"),
-        option("--parts", metavar="all|targets", help="what is noised: all that was trained, or the writers; default: all"),
+        option("--parts", metavar="all|targets", help="what is noised: all weights, or those of the writers; default: all"),
         option("--teacher", metavar="DIR", help="the run's deployed model; default: RUN/deployed"), STEP, ENV,
         option("--samples", type=int, metavar="N", help="completions of the teacher in each environment; default: 2000"),
         option("--text", metavar="FILE", help="generic text, one a line, or JSON lines with text: half of each batch"),

@@ -7,7 +7,7 @@ from routed_rl.config.detector import check_probe_options
 from routed_rl.errors import ConfigError
 
 ALL, TARGETS = PARTS = ("all", "targets")
-"""Which parameters are noised: all that the run trained, or only the writers of the stream."""
+"""Which parameters are noised: all, or only those of the writers of the stream."""
 DETECTOR, MODELS, RANDOM = GATES = ("detector", "models", "random")
 """How a gate scores a token: by a linear probe, by the divergence between two models, or by chance."""
 
@@ -23,8 +23,8 @@ class RobustifyConfig:
     """Size of the noise relative to Xavier-uniform noise. Parameters that are vectors get no noise, so the gains of norms only
     shrink."""
     parts: str = ALL
-    """Which parameters are noised: all (all that the run trained) or targets (those of them that belong to writers of the
-    stream)."""
+    """Which parameters are noised: all (every weight of the model, also those that the run froze; where the run trained a LoRA,
+    the whole LoRA and nothing else) or targets (those of them that belong to writers of the stream)."""
     samples: int = 2000
     """Number of completions that the teacher, which is the deployed model, writes in each environment."""
     text: str | None = None

@@ -15,12 +15,13 @@ from routed_rl.artifacts import RunFolder, read_json, replacing
 from routed_rl.config import Config
 from routed_rl.config.robust import DETECTOR, MODELS, RANDOM, RobustifyConfig
 from routed_rl.distillation import gates
-from routed_rl.distillation.divergence import Row
+from routed_rl.distillation.divergence import SKIP, Row
 from routed_rl.distillation.loop import Distillation, Texts
 from routed_rl.distillation.models import Student, load_deployed, load_student, on_device
 from routed_rl.distillation.noise import add_noise
 from routed_rl.distillation.texts import chosen, completions, read_texts
 from routed_rl.envs import LoadedEnvironment, load_environments
+from routed_rl.errors import ConfigError
 from routed_rl.evaluate import evaluate
 from routed_rl.extraction.probe import Probe
 from routed_rl.model.adapter import plain
@@ -144,6 +145,10 @@ def _gated(given: Given, rows: list[Row], teacher: PreTrainedModel) -> gates.Gat
         gated = gates.by_random(rows, given.asked, given.config.seed)
     else:
         return gates.keep_all(rows)
+    if not any(action != SKIP for actions in gated.actions for action in actions):
+        raise ConfigError(f"--gate {given.asked.gate} skips every token: all scores are above "
+                          f"{gated.record['thresholds']['skip']:g}, so the student would learn nothing; give --skip a higher "
+                          "score, or another gate")
     shares = [[name, *each.values()] for name, each in gated.record["tokens"].items()]
     console.table(f"gate {given.asked.gate}: shares of tokens that are kept, skipped or get noise",
                   ["", "kept", "skipped", "noise"], shares)

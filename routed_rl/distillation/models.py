@@ -98,8 +98,8 @@ def load_deployed(config: Config, folder: Path, *, trained: bool = False) -> Any
 
 
 def load_student(config: Config, folder: Path, parts: str) -> Student:
-    """Load a copy of the teacher in `folder`. `parts` says which of the parameters that the run trained get noise and learn:
-    "all" of them, or "targets", which are those that belong to a writer."""
+    """Load a copy of the teacher in `folder`. `parts` says which parameters get noise and learn: "all", which is every weight,
+    or the whole LoRA if the run trained one, or "targets", which are those of them that belong to a writer."""
     wrapped = load_deployed(config, folder, trained=True)
     model = plain(wrapped)
     every = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -47,7 +47,11 @@ def robustify(target: str, asked: RobustifyConfig, out: str, envs: list[str] | N
     _agree(work, facts)
     with alone_in(work):
         write_json(work / "facts.json", facts)
-        made = make(given, work)
+        try:
+            made = make(given, work)
+        except ConfigError:  # with other options nothing of it can be used again
+            shutil.rmtree(work)
+            raise
         publish(folder, lambda place: _write(place, given, made, facts),
                 finishing(run, STUDENT, results=made.evaluation), teaching.step)
     shutil.rmtree(work, ignore_errors=True)

@@ -220,6 +220,12 @@ def test_every_gate_works_on_a_run(run, tmp_path):
         assert set(record["gate"]["tokens"]) == {"a", "b"} and record["gate"]["against_flags"]["completions"] == 24
 
 
+def test_a_gate_that_keeps_nothing_is_refused_and_leaves_nothing(run, tmp_path):
+    with pytest.raises(ConfigError, match="--gate random skips every token: all scores are above 0, so the student would learn"):
+        made(run, tmp_path / "student", gate="random", skip=0.0)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_with_files_of_its_own_is_no_teacher(run, tmp_path):
     with sealed_folder(tmp_path / "other") as folder:
         (folder / "x").write_text("x")

@@ -22,7 +22,8 @@ def making(facts: Facts) -> list[str]:
     asked, noised = found.get("settings", {}), found.get("noised", {})
     teacher = ", ".join(f"SHA-256 of {code(name)} {code(digest)}" for name, digest in found.get("teacher", {}).get(
         "sha256", {}).items())
-    parts = "the writers of the stream" if asked.get("parts") == "targets" else "all that the run trained"
+    all_of_it = "the whole LoRA" if facts.is_adapter else "all weights, also those that the run froze"
+    parts = "the writers of the stream" if asked.get("parts") == "targets" else all_of_it
     texts = [f"{count:,} texts of {code(last_part(str(asked.get('text'))))}" if name == "text" else
              f"{count:,} completions of {facts.labels.get(name, plain(name))} by the teacher"
              for name, count in found.get("texts", {}).items()]
