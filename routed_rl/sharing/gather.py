@@ -105,7 +105,8 @@ def _cleaned(source: Source, private: Private) -> tuple[bytes, int, bool]:
     with reading(SharingError, f"{source.path} cannot be read"):
         data = source.path.read_bytes()
     if suffix != ".parquet":
-        return *private.file(KINDS[suffix].unmark(data), private.settings if source.settings else private.text), False
+        change = private.text if not source.settings else private.yaml if suffix == ".yaml" else private.settings
+        return *private.file(KINDS[suffix].unmark(data), change), False
     try:
         clean, count = private.parquet(parquet.unmark(data))
         anew = not count and not parquet.marks_exactly(clean)

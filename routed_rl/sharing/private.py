@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -40,9 +41,14 @@ NAME = r"[^\s\"',\]\[{}()=/\\]+"
 ROOT = rf"(?:~?/|\b[A-Za-z]:[/\\]+|\\{{2,}}{NAME}\\+)"
 PATH = re.compile(rf"(?:file://|(?<![\w.$}}/-]))(?!//){ROOT}(?:{NAME}[/\\]+)*({NAME})")
 """Pattern of an absolute path, whose last name is the group. It does not match parts of a URL."""
-PLAIN = r"[^\n\"'\[\]{}]*"
-VALUE = re.compile(rf"^([^\n/\\]*[:=] ?[\"']?|- [\"']?)(?!//)((?:~?/|[A-Za-z]:[/\\]){PLAIN} {PLAIN})(?=[\"']?,?$)", re.MULTILINE)
-"""Pattern of a setting whose whole value is an absolute path with blanks. The groups are what stands before it, and the path."""
+BEGIN = rf"(?!//)(?:~?{SLASH}|[A-Za-z]:[/\\]+)(?![\s/\\\"',])"
+QUOTED = re.compile(rf"([\"'])({BEGIN}(?:(?!\1)[^\\\n]|\\.|'')*)(?=\1)")
+"""Pattern of a text in quotes that is an absolute path, perhaps with blanks, brackets, and quotes that are doubled or have a
+backslash. The groups are the quote and the path."""
+PLAIN = r"[^\n\"\[\]{}]*"
+VALUE = re.compile(rf"^([^\n/\\]*[:=] ?|- )({BEGIN}{PLAIN} {PLAIN})(?=,?$)", re.MULTILINE)
+"""Pattern of a setting whose whole value is an absolute path with blanks and without quotes around it. The groups are what stands
+before it, and the path."""
 
 
 class Private:
@@ -73,11 +79,28 @@ class Private:
         return text, secrets + logins + places
 
     def settings(self, text: str) -> tuple[str, int]:
-        """Do the same as `text` for the text of a settings file, and also cut every other absolute path to its last name."""
+        """Do the same as `text` for the text of a settings file, and also cut every absolute path to its last name. A path that
+        is a home folder itself, or the folder that is shared, is treated as in `text`, because its last name is private."""
+        cut = 0
+
+        def shorter(found: re.Match[str], before: str, path: str) -> str:
+            nonlocal cut
+            if re.fullmatch(self.place, path.rstrip("/"), flags=re.ASCII):
+                return found[0]
+            cut += 1
+            return f"{before}PATH/{_last_name(path)}"
+
+        for pattern in (QUOTED, VALUE):
+            text = pattern.sub(lambda each: shorter(each, each[1], each[2]), text)
+        text = PATH.sub(lambda each: shorter(each, "", each[0]), text)
         text, found = self.text(text)
-        text, values = VALUE.subn(lambda each: f"{each[1]}PATH/{_last_name(each[2])}", text)
-        text, paths = PATH.subn(r"PATH/\1", text)
-        return text, found + values + paths
+        return text, found + cut
+
+    def yaml(self, text: str) -> tuple[str, int]:
+        """Do the same as `settings` for YAML, in which a long value may go on in the next line."""
+        with suppress(yaml.YAMLError):
+            text = yaml.safe_dump(yaml.safe_load(text), sort_keys=False, width=sys.maxsize)
+        return self.settings(text)
 
     def file(self, data: bytes, change: Callable[[str], tuple[str, int]]) -> tuple[bytes, int]:
         """Apply `change` to a file of text, where `change` is `text` or `settings`. Returns the new bytes and how many private
@@ -146,7 +169,8 @@ class Private:
 
 
 def _last_name(path: str) -> str:
-    return re.split(r"[/\\]+", path.rstrip("/\\"))[-1]
+    """The last name of a path. Where a path has slashes, a backslash is no part of it but escapes a sign."""
+    return re.split(rf"(?:{SLASH})+" if "/" in path else r"\\+", path.rstrip("/\\"))[-1]
 
 
 def _matching(column: pa.Array | pa.ChunkedArray, pattern: str) -> list[int]:

@@ -80,9 +80,21 @@ def test_other_text_stays(private, text):
     ('  "out": "/data/My Work/run",', '  "out": "PATH/run",'),
     (r"\\server\share\a", "PATH/a"), (r'note: "a \\d+ b"', r'note: "a \\d+ b"'), ("out: /data/My Work/run 1", "out: PATH/run 1"),
     ("out=/data/My Work/run 1\nseed=1", "out=PATH/run 1\nseed=1"), ("- '/data/My Work/a.py:A b'", "- 'PATH/a.py:A b'"),
-    ("note: a / b", "note: a / b")])
+    ("note: a / b", "note: a / b"), ("sep: '/'", "sep: '/'"), ("out: /srv/ann/plan of mine/run", "out: PATH/run"),
+    ("out: /srv/ann", "out: HOME"), ("in: /home/bob", "in: HOME"), ('"/srv/ann/a b/it\'s/x y"', '"PATH/x y"'),
+    (r"out='/data/my \'own\' runs/x'", "out='PATH/x'"), (r'out: "/data/M\xFF b/\xFCx"', r'out: "PATH/\xFCx"'),
+    ("out: /data/it's mine/x", "out: PATH/x"), (r'{"in": "\/data\/my own\/x"}', '{"in": "PATH/x"}'),
+    (r'"C:\\my data\\x"', '"PATH/x"')])
 def test_settings_have_no_absolute_path(private, text, left):
     assert private.settings(text)[0] == left
+
+
+@pytest.mark.parametrize("folder", ["My Work folder/", "My Wörk folder/"])
+def test_a_path_that_goes_on_in_the_next_line_of_yaml_is_cut(private, folder):
+    text = yaml.safe_dump({"model": {"path": f"/srv/ann/{folder * 12}x"}, "seed": 1})
+    left, count = private.yaml(text)
+    assert len(text.splitlines()) > 4 and count == 1
+    assert yaml.safe_load(left) == {"model": {"path": "PATH/x"}, "seed": 1}
 
 
 def test_columns_are_searched_as_text_is(private, tmp_path):
