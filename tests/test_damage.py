@@ -21,6 +21,7 @@ from routed_rl.artifacts import (
     broken_seal,
     check_file,
     damage,
+    data_root,
     read_json,
     read_object,
     replacing,
@@ -37,9 +38,9 @@ from routed_rl.errors import CheckFailed, CheckpointError, ConfigError, RoutedRL
 from routed_rl.export.publish import publish
 from routed_rl.model.load import load_model
 from routed_rl.monitor import RULES
-from routed_rl.multirun.job import train_or_resume, try_out
+from routed_rl.multirun.job import Job, is_finished, train_or_resume, try_out
 from routed_rl.pipeline import launched
-from routed_rl.pipeline.record import read_overrides, write_config
+from routed_rl.pipeline.record import moved, read_config, read_overrides, write_config
 from routed_rl.pipeline.rollback import copy_until
 from routed_rl.pipeline.steps import forget_deployed, forget_results
 from routed_rl.report.answers import read_answers
@@ -294,6 +295,20 @@ def test_overrides_with_line_breaks_are_read_as_they_were_typed(run):
     assert read_overrides(run) == typed and read_run(run).overrides == typed
     (run.path / "overrides.txt").write_text("seed=2\n")
     assert read_overrides(run) == ["seed=2"], "a file that its owner has changed counts"
+
+
+def test_a_run_goes_on_although_the_package_lies_at_another_place_since_it_began(run):
+    config = dataclasses.replace(compose(["trainer.max_steps=4"]), out=str(run.path))
+    old = yaml.safe_dump(dataclasses.asdict(config)).replace(str(data_root()), "/old/place")
+    run.config.write_text(old)
+    was = read_config(run)
+    assert str(was.subspace.roles_file).startswith("/old/place/") and config.env["code"]["path"] != was.env["code"]["path"]
+    now = moved(was, config)
+    assert now.subspace == config.subspace and now.env == config.env and now.model.path == config.model.path
+    assert not is_finished(Job("a", config, []), "--out")
+    run.config.write_text(old.replace("/old/place/environments/personas/roles", "/old/place/other/roles"))
+    with pytest.raises(RunFolderError, match="was run with other settings .subspace.roles_file: /old/place/other/ro"):
+        is_finished(Job("a", config, []), "--out")
 
 
 def test_a_run_that_goes_on_with_other_settings_began_when_it_began(run):

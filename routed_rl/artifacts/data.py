@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 
 def data_root() -> Path:
@@ -26,3 +27,15 @@ def find_data(path: str | Path) -> Path:
         if candidate.exists():
             return candidate.absolute()
     raise FileNotFoundError(path)
+
+
+def as_moved(was: Any, now: Any) -> Any:
+    """Return `was`, nested settings that the package wrote when it lay at another place, with the present paths of the files that
+    come with it. `now` are the same settings as the package writes them here."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        return {key: as_moved(value, now.get(key)) for key, value in was.items()}
+    if isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
+        return [as_moved(*pair) for pair in zip(was, now, strict=True)]
+    root = str(data_root())
+    ours = isinstance(was, str) and isinstance(now, str) and was.startswith("/") and now.startswith(f"{root}/")
+    return now if ours and was.endswith(now.removeprefix(root)) else was

@@ -15,7 +15,7 @@ from routed_rl.config import Compose, Config, from_mapping
 from routed_rl.config.checks import first_difference
 from routed_rl.config.references import resolved_at_once
 from routed_rl.errors import ConfigError, RunFolderError
-from routed_rl.pipeline.record import as_it_was
+from routed_rl.pipeline.record import as_it_was, moved
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def is_finished(job: Job, another: str) -> bool:
                           "launch=local, or train each run as a job of its own")
     if not job.folder.config.exists():
         return False
-    there = _comparable(from_mapping(as_it_was(resolved_at_once(job.folder.settings()))))
+    there = _comparable(moved(from_mapping(as_it_was(resolved_at_once(job.folder.settings()))), job.config))
     if difference := first_difference(there, _comparable(job.config)):
         raise RunFolderError(f"{job.folder.path} was run with other settings ({difference}); give another {another}")
     with suppress(RunFolderError):

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from routed_rl import __version__
-from routed_rl.artifacts import RunFolder, write_json, write_text
+from routed_rl.artifacts import RunFolder, as_moved, write_json, write_text
 from routed_rl.config import Config, from_mapping
 from routed_rl.config.checks import is_drawn
 from routed_rl.config.references import LATER, is_reference, mapped, refuse_secrets, resolved, resolved_at_once
@@ -79,6 +79,12 @@ def read_config(run: RunFolder) -> Config:
     except (TypeError, ValueError, AttributeError) as error:
         raise RunFolderError(f"{run.config} does not say what this run was ({error}); take it from another copy of the "
                              "folder") from error
+
+
+def moved(was: Config, now: Config) -> Config:
+    """`was`, the settings of a run, with the paths of the package's own files that `now` has, because the package may lie at
+    another place since the run began."""
+    return from_mapping(as_moved(dataclasses.asdict(was), dataclasses.asdict(now)))
 
 
 def as_it_was(settings: dict[str, Any]) -> dict[str, Any]:

@@ -37,6 +37,7 @@ def rollback(folder: str, step: int, drop: list[str], forget: bool, overrides: l
             typed = [text for text in typed if not text.startswith("~env.")]
         typed += overrides
         wanted = record.dated(compose(typed), was.model.date)
+        was = record.moved(was, wanted)
         config = without(wanted, drop)
         config.out = wanted.out if any(text.lstrip("+").startswith("out=") for text in overrides) else None
         new = record.new_folder(config)

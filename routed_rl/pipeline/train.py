@@ -69,7 +69,7 @@ def resume(folder: str, overrides: list[str], compose: Compose) -> Path:
             check_go_on(run, overrides)
             wanted = record.dated(compose([*record.read_overrides(run), *overrides]), config.model.date)
             wanted.out = config.out
-            refuse_changes(config, wanted, FIXED_ON_RESUME, "resume")
+            refuse_changes(record.moved(config, wanted), wanted, FIXED_ON_RESUME, "resume")
             check_steps(run, wanted)
             config = wanted
         parts, plan = prepared(config, run)
