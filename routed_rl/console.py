@@ -9,7 +9,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-console = Console(highlight=False, soft_wrap=True, emoji=False, markup=False)
+from routed_rl.errors import Unread
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise Unread
+
+
+console = _Console(highlight=False, soft_wrap=True, emoji=False, markup=False)
 """The console on which everything is printed. It shows every text unchanged, because names and settings may have brackets and
 colons, which rich would read as markup."""
 SECONDS_BETWEEN_LINES = 10.0

@@ -54,6 +54,11 @@ class LaunchError(RoutedRLError, RuntimeError):
     """The processes of a run cannot start, do not find each other, or one of them was lost."""
 
 
+class Unread(KeyboardInterrupt):
+    """Nobody reads the output any more, as behind `| head`. It ends a command as Ctrl-C does, and is no ordinary exception,
+    because such an exception could be taken for a failure of a plug-in; exit code 141."""
+
+
 class CheckpointError(RoutedRLError, OSError):
     """A checkpoint is missing, torn, or belongs to another run."""
 

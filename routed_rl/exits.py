@@ -3,20 +3,24 @@
 import atexit
 import errno
 import os
+import select
 import signal
 import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from io import TextIOWrapper
 from pathlib import Path
 
 from routed_rl.config.references import masked, remember_written
-from routed_rl.errors import CheckFailed, Halted, RoutedRLError, Stopped, command
+from routed_rl.errors import CheckFailed, Halted, RoutedRLError, Stopped, Unread, command
 from routed_rl.stopping import Terminated, terminating
 
 PATH = (errno.EACCES, errno.EEXIST, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EROFS,
         errno.ELOOP)
 """Error numbers that mean that a path from the user is at fault."""
+UNREAD = 128 + signal.SIGPIPE
+"""The exit code of a command whose output nobody reads any more, as of other programs."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """Error numbers that mean that the disk is full."""
 FULL_IN_WORDS = (*map(os.strerror, FULL), "PytorchStreamWriter failed writing file")
@@ -26,6 +30,9 @@ FULL_IN_WORDS = (*map(os.strerror, FULL), "PytorchStreamWriter failed writing fi
 def guarded(action: Callable[[], object], argv: list[str]) -> int:
     """Call `action` and return the exit code of the command. Any error in `action` becomes one line on stderr, after a traceback
     if the error is a bug. `argv` has the words of the command line."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a sign that a terminal's encoding does not have must not end a command
+            stream.reconfigure(errors="backslashreplace")
     # Telemetry of the hub is off unless the user asks for it.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     for text in argv:
@@ -42,6 +49,9 @@ def guarded(action: Callable[[], object], argv: list[str]) -> int:
         return _fail(str(halted), 3, "halted")
     except RoutedRLError as error:
         return _fail(str(error), 4 if isinstance(error, CheckFailed) else 2)
+    except Unread as unread:
+        notes = getattr(unread, "__notes__", [])  # there are some if a run has begun
+        return _fail(f"nobody reads its output any more; {'; '.join(notes)}", UNREAD, "stopped") if notes else UNREAD
     except KeyboardInterrupt as interrupt:
         hint = _going_on(interrupt, argv)
         by_signal = isinstance(interrupt, Terminated)
@@ -51,10 +61,23 @@ def guarded(action: Callable[[], object], argv: list[str]) -> int:
         if isinstance(error, OSError) and error.errno in PATH and error.filename:
             return _fail(f"{error.filename}: {error.strerror}; give another path")
         if _is_full(error):
-            place = getattr(error, "filename", None) or "a file"
+            # Of a copy, the second name is that of the new file.
+            place = getattr(error, "filename2", None) or getattr(error, "filename", None) or "a file"
             return _fail(f"disk full while writing {place}: what was complete is kept; free some space, then {_resume(argv)}")
+        if isinstance(error, BrokenPipeError) and _is_unread():
+            return UNREAD
         print(masked(traceback.format_exc()), file=sys.stderr, end="")
         return _fail("this is a bug of routed_rl or of a plug-in, see above", 1)
+
+
+def _is_unread() -> bool:
+    """Whether the output goes into a pipe that nobody reads any more."""
+    poll = select.poll()
+    try:
+        poll.register(sys.stdout, select.POLLOUT)
+    except (OSError, ValueError):  # it is closed, or no file
+        return False
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _is_full(error: Exception) -> bool:

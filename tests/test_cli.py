@@ -25,7 +25,8 @@ from routed_rl.cli.verbs import RUN, VERBS
 from routed_rl.cli.words import paths
 from routed_rl.config import AuditConfig, FilterConfig
 from routed_rl.config.robust import RelearnConfig, RobustifyConfig
-from routed_rl.errors import ConfigError, SubspaceError
+from routed_rl.errors import ConfigError, SubspaceError, Unread
+from tests.parts import ENVIRONMENT
 
 CLI = [sys.executable, "-m", "routed_rl.cli"]
 OWN_PARTS = ["model.path=DIR", "env=empty", "env.mine.path=FILE.py:Class", "env.mine.weight=1", "env.mine.deep.size=3",
@@ -430,7 +431,37 @@ def test_a_path_or_name_that_cannot_be_is_one_line_also_of_a_dry_run(tmp_path, c
     assert says in said and said.count("\n") == 1
 
 
+@pytest.mark.parametrize("command", [["settings"], ["completion", "bash"]])
+def test_a_reader_who_has_seen_enough_is_no_bug(command):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "wb") as nobody:
+        done = subprocess.run([*CLI, *command], stdout=nobody, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 141 and "bug" not in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_run_whose_output_nobody_reads_any_more_says_how_to_go_on(engine, monkeypatch, capsys):
+    unread = Unread()
+    unread.add_note("to go on: routed-rl resume D")
+    fails_with(monkeypatch, unread)
+    assert main(["train", "out=D"]) == 141
+    assert capsys.readouterr().err.strip() == "stopped: nobody reads its output any more; to go on: routed-rl resume D"
+
+
+def test_a_sign_that_the_terminal_cannot_show_ends_no_command(tmp_path):
+    (tmp_path / "e.py").write_text(ENVIRONMENT.replace("{a} {b}", "{a} größer {b} 数"))
+    done = subprocess.run([*CLI, "env", "try", f"{tmp_path}/e.py:Add", "--n", "1"], capture_output=True,
+                          env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0 and rb"gr\xf6\xdfer" in done.stdout and rb"\u6570" in done.stdout
+
+
+def test_a_word_with_bytes_that_are_no_text_is_one_line(engine, capsys):
+    assert "'out=/x/\\udcff' has bytes that are no UTF-8" in refused(capsys, "train", "out=/x/\udcff") and not engine
+
+
 def test_a_full_disk_is_one_line_that_says_how_to_go_on(engine, monkeypatch, capsys):
+    fails_with(monkeypatch, OSError(errno.ENOSPC, "No space left on device", "/x/source", None, "/y/copy"))
+    assert "disk full while writing /y/copy" in refused(capsys, "train", "out=D")
     fails_with(monkeypatch, OSError(errno.ENOSPC, "No space left on device", "/x/weights"))
     line = refused(capsys, "train", "out=D")
     assert "/x/weights" in line

@@ -38,7 +38,12 @@ from routed_rl.errors import CheckFailed, CheckpointError, ConfigError, RoutedRL
 from routed_rl.export.publish import publish
 from routed_rl.model.load import load_model
 from routed_rl.monitor import RULES
+from routed_rl.multirun.calibrate import calibrate
+from routed_rl.multirun.compare import compare
 from routed_rl.multirun.job import Job, is_finished, train_or_resume, try_out
+from routed_rl.multirun.labs import compare_labs
+from routed_rl.multirun.sweep import sweep
+from routed_rl.multirun.trials import Dimension
 from routed_rl.pipeline import launched
 from routed_rl.pipeline.record import moved, read_config, read_overrides, write_config
 from routed_rl.pipeline.rollback import copy_until
@@ -400,6 +405,19 @@ def test_a_run_of_many_takes_nothing_away_that_no_run_has_begun(run, tmp_path):
     with pytest.raises(RunFolderError, match="already holds files"):
         train_or_resume(own_config(tmp_path, run.path), [])
     assert run.steps() == [2, 4]
+
+
+def test_many_runs_are_not_written_into_the_folder_of_one(run):
+    given, before = str(run.path), {path.name for path in run.path.iterdir()}
+    many = {"--out": (lambda: compare([], ["none"], 1, given, 1, [], compose),
+                      lambda: calibrate([], [], 20, 0.01, given, 1, compose),
+                      lambda: compare_labs(["shipped"], [], ["none"], 1, given, 1, [], compose)),
+            "out=": (lambda: sweep([f"out={given}"], [Dimension("seed", ["0", "1"])], compose),)}
+    for option, calls in many.items():
+        for call in calls:
+            with pytest.raises(RunFolderError, match=f"{option}.*run is the folder of one run, and many runs are to be written"):
+                call()
+    assert {path.name for path in run.path.iterdir()} == before
 
 
 def test_runs_are_tried_out_where_they_will_lie_whatever_the_present_folder_is(tmp_path, monkeypatch):

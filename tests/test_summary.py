@@ -112,6 +112,14 @@ def test_what_is_suggested_is_of_this_run():
     assert found["export"] == ["my runs/it's", "--quarantine", "my runs/it's/quarantine"]
 
 
+def test_what_is_suggested_is_not_written_over_what_is_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("deployed", "quarantine", "quarantine-2"):
+        (tmp_path / "run" / name).mkdir(parents=True)
+    lines = "\n".join(next_commands(RunFolder("run"), Config(discard=False), []))
+    assert "discard run --out run/deployed-2 " in lines and "export run --quarantine run/quarantine-3 " in lines
+
+
 def test_what_is_suggested_of_a_run_that_kept_parts_fits_its_deployed_folder_and_every_arm():
     found = typed(Config(keep={"a": 0.5}), "keep.a=.5", "+keep.b=auto", "~keep.b", "seed=3")
     assert found["export"][-2:] == ["--kept", "my runs/it's/deployed"] and found["compare"][:2] == ["seed=3", "--arms"]

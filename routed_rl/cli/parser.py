@@ -34,6 +34,8 @@ class _Once(argparse.Action):
 
 def run(argv: list[str]) -> None:
     """Run the verb that the command line names; for an unknown verb the error names the nearest one."""
+    if odd := next((text for text in argv if text.encode(errors="replace").decode() != text), None):
+        raise ConfigError(f"{odd!r} has bytes that are no UTF-8, so no record of it could be written; give it another name")
     name = argv[0]
     if name not in VERBS:
         close = difflib.get_close_matches(name, VERBS, n=1)

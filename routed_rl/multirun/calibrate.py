@@ -11,7 +11,7 @@ from routed_rl.config import Compose, Config, MonitorConfig, RuleConfig
 from routed_rl.errors import ConfigError, RunFolderError, command
 from routed_rl.monitor import FEWEST, Peaks, check_rate, peaks, set_limits, smallest_rate
 from routed_rl.multirun import reporter
-from routed_rl.multirun.job import seeded, train_or_resume
+from routed_rl.multirun.job import folder_for_many, seeded, train_or_resume
 from routed_rl.multirun.workers import Execute, refuse_failed, run_missing
 from routed_rl.tracking import MetricsFile
 
@@ -31,7 +31,7 @@ def calibrate(overrides: list[str], runs: list[str], seeds: int, rate: float, ou
     here, `jobs` at a time. Returns OUT/calibration.json. The same call continues where an earlier one stopped. The other settings
     of the rules (allowance, patience, warm-up, axis) are those of the experiment.
     """
-    config, folder = compose(overrides), Path(out).absolute()
+    config, folder = compose(overrides), folder_for_many(out, "--out ")
     rules = config.monitor.halting() or ["pull", "change", "gap"]
     if not 0 < rate < 1:
         raise ConfigError(f"--rate is a probability, got {rate:g}")

@@ -11,7 +11,7 @@ from routed_rl.multirun import relearned, reporter
 from routed_rl.multirun.arms import ARMS, ROUTED, UNROUTED
 from routed_rl.multirun.compare_page import write_comparison
 from routed_rl.multirun.comparison import draw, tables
-from routed_rl.multirun.job import Job, say_reporting, seeded, train_or_resume
+from routed_rl.multirun.job import Job, folder_for_many, say_reporting, seeded, train_or_resume
 from routed_rl.multirun.results import results
 from routed_rl.multirun.verdict import headlines_of, verdict
 from routed_rl.multirun.workers import Execute, refuse_failed, run_missing
@@ -29,7 +29,7 @@ def compare(overrides: list[str], arms: list[str], seeds: int, out: str, jobs: i
     logs. Failed runs are left out of the results. If an attack fails, the results of all attacks are left out. In both cases
     RunsFailed is raised at the end.
     """
-    folder = Path(out).absolute()
+    folder = folder_for_many(out, "--out ")
     planned = plan_runs(overrides, arms, seeds, folder, compose)
     if relearn is not None:
         from routed_rl.multirun.relearn import check_arms  # it imports torch

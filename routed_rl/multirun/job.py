@@ -59,6 +59,14 @@ def say_reporting(config: Config, kind: str) -> None:
         console.say(f"note: {settings} only reports in {kind}, where every run must reach its last step")
 
 
+def folder_for_many(place: str | Path, option: str) -> Path:
+    """The absolute path of the folder for many runs that a user gave by `option`. RunFolderError if it is the folder of one
+    run."""
+    if RunFolder(place).config.exists():
+        raise RunFolderError(f"{option}{place} is the folder of one run, and many runs are to be written; give another folder")
+    return Path(place).absolute()
+
+
 def train_or_resume(config: Config, overrides: list[str]) -> None:
     """Train one run, from the start or from where it was stopped."""
     from routed_rl.pipeline.train import resume, train

@@ -15,6 +15,7 @@ from routed_rl.config import Compose
 from routed_rl.errors import ConfigError, RunsFailed
 from routed_rl.multirun.compare import compare, plan_runs
 from routed_rl.multirun.comparison import cell
+from routed_rl.multirun.job import folder_for_many
 from routed_rl.multirun.reporter import Table
 
 DRAWN = re.compile(r"drawn-\d+")
@@ -39,7 +40,7 @@ def compare_labs(names: list[str], overrides: list[str], arms: list[str], seeds:
     if wrong := [name for name in names or [""] if name not in known and not DRAWN.fullmatch(name)]:
         raise ConfigError(f"{f'--labs {wrong[0]} is not known' if wrong[0] else '--labs is empty'}; choose from all, "
                           f"{', '.join(known)}, or drawn-SEED")
-    plan_runs(overrides, arms, seeds, Path(out), compose)  # before a lab is built
+    plan_runs(overrides, arms, seeds, folder_for_many(out, "--out "), compose)  # before a lab is built
     found, failed = dict[str, dict[str, Any]](), dict[str, str]()
     for name in dict.fromkeys(names):
         console.say(f"{name}: building it takes some minutes, if it is not built yet")

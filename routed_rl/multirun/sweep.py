@@ -11,7 +11,7 @@ from routed_rl.artifacts import alone_in, write_json
 from routed_rl.config import Compose, SweepConfig
 from routed_rl.errors import ConfigError, RunsFailed
 from routed_rl.multirun import reporter
-from routed_rl.multirun.job import Job, is_finished, of_one_date, train_or_resume
+from routed_rl.multirun.job import Job, folder_for_many, is_finished, of_one_date, train_or_resume
 from routed_rl.multirun.ranking import commands, draw, notes, plan_lines, result, table
 from routed_rl.multirun.study import Study
 from routed_rl.multirun.sweep_page import verdict, write_sweep
@@ -63,7 +63,7 @@ def sweep(fixed: list[str], dimensions: list[Dimension], compose: Compose, *, dr
         raise ConfigError("a sweep needs a setting with several values, such as routing.quarantine.learning_rate=1e-3,1e-2 or "
                           "seed=0,1,2")
     config = compose(fixed)
-    settings, folder = config.sweep, Path(config.out or "sweep").expanduser().absolute()
+    settings, folder = config.sweep, folder_for_many(Path(config.out or "sweep").expanduser(), "out=")
     ours = [text for text in fixed if text.lstrip("+~").split("=")[0].split(".")[0] not in ("sweep", "out")]
     plan = Plan(ours, folder, compose)
     corners = _corners(plan, dimensions)

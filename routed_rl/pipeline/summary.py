@@ -1,6 +1,7 @@
 """Writes `summary.json` at the end of a run, and prints the table of results, one sentence about them, and the next commands."""
 
 import os
+from itertools import count
 from typing import Any
 
 import torch
@@ -128,10 +129,11 @@ def next_commands(run: RunFolder, config: Config, overrides: list[str]) -> list[
     ways: list[tuple[tuple[object, ...], str]] = []
     if has_quarantine(config.routing.mode) and config.routing.mode != LABELS:
         kept = ("--kept", f"{where}/deployed") if config.keep and config.discard else ()
-        ways.append((("export", where, "--quarantine", f"{where}/quarantine", *kept),
+        ways.append((("export", where, "--quarantine", f"{where}/{_free(run, 'quarantine')}", *kept),
                      "a PEFT adapter: deployed + adapter = policy"))
     if not config.discard:
-        ways.append((("discard", where, "--out", f"{where}/deployed"), "the deployed model: loads with plain transformers"))
+        ways.append((("discard", where, "--out", f"{where}/{_free(run, 'deployed')}"),
+                     "the deployed model: loads with plain transformers"))
     if config.evaluation.samples:
         ways.append((("evaluate", where, "--json", f"{where}/again.json"), "all three models, once more"))
     else:
@@ -139,6 +141,12 @@ def next_commands(run: RunFolder, config: Config, overrides: list[str]) -> list[
     ways.append((("compare", *same, "--arms", "none,route,control", "--seeds", 3, "--out", f"{where}-compare"),
                  "against no routing, a random subspace"))
     return [f"{command(*words)}    # {comment}" for words, comment in ways]
+
+
+def _free(run: RunFolder, name: str) -> str:
+    """`name`, or with a number behind it, such that nothing in the run's folder has this name."""
+    names = (f"{name}{tail}" for tail in ("", *(f"-{number}" for number in count(2))))
+    return next(each for each in names if not (run.path / each).exists())
 
 
 def publish(run: RunFolder, tracker: Tracker, config: Config) -> None:
