@@ -207,6 +207,17 @@ def test_a_file_or_folder_that_is_replaced_stays_until_the_new_one_is_whole(tmp_
     assert (path / inside).read_text() == "new" and list(tmp_path.iterdir()) == [path]
 
 
+def test_a_full_disk_names_the_file_that_was_to_be_written(tmp_path):
+    def write() -> None:
+        with replacing(tmp_path / "x") as partial:
+            partial.symlink_to("/dev/full")
+            partial.write_text("much")
+
+    with pytest.raises(OSError, match="No space left") as refusal:
+        write()
+    assert refusal.value.filename == str(tmp_path / "x") and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
 def test_weights_of_a_sealed_folder_are_readable_for_whom_the_umask_says(tmp_path, umask, mode):
     before = os.umask(umask)

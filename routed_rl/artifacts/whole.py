@@ -1,6 +1,7 @@
 """Writes and reads files and folders that are either complete or absent: JSON, sealed folders. This module does not depend on
 what they contain."""
 
+import errno
 import hashlib
 import json
 import math
@@ -51,9 +52,11 @@ def replacing(path: Path) -> Iterator[Path]:
         _sync(path.parent)
         with suppress(OSError):  # the new one is in its place, and the next call removes the old one
             remove(old)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             remove(partial)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
+            error.filename = str(path)  # a file that is open does not say its name
         raise
 
 

@@ -1,5 +1,6 @@
 """The command line. Every error is shown in one line. Exit codes: 0 done, 1 internal, 2 the user's error, 3 halted by the
-monitor, 4 a check failed, 130 interrupted, 143 or 138 stopped by SIGTERM or SIGUSR1 (a training run after a checkpoint).
+monitor, 4 a check failed, 130 interrupted, 141 nobody reads the output, 143 or 138 stopped by SIGTERM or SIGUSR1 (a training run
+after a checkpoint).
 
 Nothing heavy is imported before the first line is on the screen; `--help` needs only the standard library.
 """

@@ -28,9 +28,15 @@ def library() -> Any:
 def writing(path: Path, password: str) -> Iterator[Any]:
     """Yield a new zip at `path`, whose method `writestr(name, data)` adds an encrypted member."""
     zips = library()
-    with zips.AESZipFile(path, "w", compression=zips.ZIP_DEFLATED, encryption=zips.WZ_AES) as archive:
+    with open(path, "wb") as file:
+        archive = zips.AESZipFile(file, "w", compression=zips.ZIP_DEFLATED, encryption=zips.WZ_AES)
         archive.setpassword(password.encode())
-        yield archive
+        try:
+            yield archive
+            archive.close()
+        except BaseException:
+            archive.fp = None  # otherwise it tries to close a member that could not be written, and prints a traceback
+            raise
 
 
 class Archive:
@@ -76,7 +82,7 @@ class Archive:
         """Raise SharingError if the disk of `folder` has no space for the members."""
         there = next(each for each in folder.absolute().parents if each.exists())
         if (wanted := sum(map(self.size, self._members))) > (free := shutil.disk_usage(there).free):
-            raise SharingError(f"{self.path} unpacks to {wanted / 1e6:.0f} MB, and {there} has {free / 1e6:.0f} MB left; free "
+            raise SharingError(f"{self.path} unpacks to {wanted / 1e6:.3g} MB, and {there} has {free / 1e6:.3g} MB left; free "
                                "some")
 
     def _refuse(self, member: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import io
+import subprocess
 import sys
 from pathlib import Path
 
@@ -151,3 +152,12 @@ def test_a_file_that_changes_while_it_is_read_ends_it(there, tmp_path, monkeypat
     with pytest.raises(SharingError, match="changed while it was read"):
         share(str(tmp_path / "data"), str(tmp_path / "out"), str(there / "password"), Notice())
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_a_full_disk_ends_the_packing_without_a_traceback_of_the_library():
+    code = ("import os; from pathlib import Path; from routed_rl.sharing import archive\n"
+            "try:\n"
+            "    with archive.writing(Path('/dev/full'), 'sixteen letters!') as packed: packed.writestr('a', os.urandom(10**6))\n"
+            "except OSError as error: print(error.strerror)")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "No space left on device\n" and not done.stderr
