@@ -455,6 +455,15 @@ def test_a_sign_that_the_terminal_cannot_show_ends_no_command(tmp_path):
     assert done.returncode == 0 and rb"gr\xf6\xdfer" in done.stdout and rb"\u6570" in done.stdout
 
 
+def test_a_present_folder_that_was_removed_is_one_line(engine, capsys, monkeypatch, tmp_path):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    for words in (["report", "RUN"], ["train", "--dry-run"], ["env", "list"], ["discard", "RUN", "--out", "x"]):
+        assert "the present folder was removed or cannot be read" in refused(capsys, *words)
+    assert not engine
+
+
 def test_a_word_with_bytes_that_are_no_text_is_one_line(engine, capsys):
     assert "'out=/x/\\udcff' has bytes that are no UTF-8" in refused(capsys, "train", "out=/x/\udcff") and not engine
 

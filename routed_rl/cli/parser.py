@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import importlib
+import os
 from typing import Any, NoReturn
 
 from routed_rl.cli.verbs import CONFIG, MATTER, PASSWORD, RUN, VERBS
@@ -36,6 +37,11 @@ def run(argv: list[str]) -> None:
     """Run the verb that the command line names; for an unknown verb the error names the nearest one."""
     if odd := next((text for text in argv if text.encode(errors="replace").decode() != text), None):
         raise ConfigError(f"{odd!r} has bytes that are no UTF-8, so no record of it could be written; give it another name")
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise ConfigError("the present folder was removed or cannot be read, so no path is known here; go to another one with "
+                          "`cd`") from error
     name = argv[0]
     if name not in VERBS:
         close = difflib.get_close_matches(name, VERBS, n=1)

@@ -1,7 +1,7 @@
 """Writes `summary.json` at the end of a run, and prints the table of results, one sentence about them, and the next commands."""
 
 import os
-from itertools import count
+from itertools import chain, count
 from typing import Any
 
 import torch
@@ -145,7 +145,7 @@ def next_commands(run: RunFolder, config: Config, overrides: list[str]) -> list[
 
 def _free(run: RunFolder, name: str) -> str:
     """`name`, or with a number behind it, such that nothing in the run's folder has this name."""
-    names = (f"{name}{tail}" for tail in ("", *(f"-{number}" for number in count(2))))
+    names = chain([name], (f"{name}-{number}" for number in count(2)))
     return next(each for each in names if not (run.path / each).exists())
 
 
