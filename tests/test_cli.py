@@ -79,6 +79,7 @@ def test_an_argument_that_a_script_left_empty_is_refused_and_not_taken_for_none(
     assert refused(capsys, *words) == f"error: {said}" and not engine
 
 
+@pytest.mark.slow
 def test_no_ranks_are_given_as_an_empty_text(engine, tmp_path):
     assert main(["compare", "--ranks", "", "--out", str(tmp_path / "c"), "env=lab"]) == 0 and engine
 
@@ -431,6 +432,7 @@ def test_a_path_or_name_that_cannot_be_is_one_line_also_of_a_dry_run(tmp_path, c
     assert says in said and said.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [["settings"], ["completion", "bash"]])
 def test_a_reader_who_has_seen_enough_is_no_bug(command):
     reading, writing = os.pipe()
@@ -448,6 +450,7 @@ def test_a_run_whose_output_nobody_reads_any_more_says_how_to_go_on(engine, monk
     assert capsys.readouterr().err.strip() == "stopped: nobody reads its output any more; to go on: routed-rl resume D"
 
 
+@pytest.mark.slow
 def test_a_sign_that_the_terminal_cannot_show_ends_no_command(tmp_path):
     (tmp_path / "e.py").write_text(ENVIRONMENT.replace("{a} {b}", "{a} größer {b} 数"))
     done = subprocess.run([*CLI, "env", "try", f"{tmp_path}/e.py:Add", "--n", "1"], capture_output=True,

@@ -267,6 +267,7 @@ def test_two_exports_into_one_folder_are_refused_before_either_is_written(run, t
     assert not (tmp_path / "out").exists() and not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_no_model_is_written_into_a_sealed_folder_whose_seal_it_would_break(run, tmp_path, capsys):
     (tmp_path / "link").symlink_to(run.checkpoint(4))
     extracting = compose([f"out={run.checkpoint(4)}/x"])
@@ -279,6 +280,7 @@ def test_no_model_is_written_into_a_sealed_folder_whose_seal_it_would_break(run,
     assert broken_seal(run.checkpoint(4)) is None
 
 
+@pytest.mark.slow
 def test_no_command_writes_over_what_a_run_has_written_for_itself(run, tmp_path, capsys):
     run.metrics.write_text("{}\n")
     (tmp_path / "link").symlink_to(run.path)
@@ -313,6 +315,7 @@ def test_overrides_with_line_breaks_are_read_as_they_were_typed(run):
     assert read_overrides(run) == ["seed=2"], "a file that its owner has changed counts"
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_although_the_package_lies_at_another_place_since_it_began(run):
     config = dataclasses.replace(compose(["trainer.max_steps=4"]), out=str(run.path))
     old = yaml.safe_dump(dataclasses.asdict(config)).replace(str(data_root()), "/old/place")
@@ -418,6 +421,7 @@ def test_a_run_of_many_takes_nothing_away_that_no_run_has_begun(run, tmp_path):
     assert run.steps() == [2, 4]
 
 
+@pytest.mark.slow
 def test_many_runs_are_not_written_into_the_folder_of_one(run):
     given, before = str(run.path), {path.name for path in run.path.iterdir()}
     many = {"--out": (lambda: compare([], ["none"], 1, given, 1, [], compose),

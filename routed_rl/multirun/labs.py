@@ -35,12 +35,13 @@ def compare_labs(names: list[str], overrides: list[str], arms: list[str], seeds:
     """Run the comparison on every lab, in OUT/LAB, and write OUT/labs.md; returns the path of that file. `names` are names of
     labs, and `all` stands for every lab that is known; the other parameters are those of `compare`. A lab is built if needed. The
     same call continues where an earlier one stopped. RunsFailed at the end, if runs failed."""
+    folder = folder_for_many(out, "--out ")
     known = _ask("--list")
     names = [each for name in names for each in (known if name == "all" else [name])]
     if wrong := [name for name in names or [""] if name not in known and not DRAWN.fullmatch(name)]:
         raise ConfigError(f"{f'--labs {wrong[0]} is not known' if wrong[0] else '--labs is empty'}; choose from all, "
                           f"{', '.join(known)}, or drawn-SEED")
-    plan_runs(overrides, arms, seeds, folder_for_many(out, "--out "), compose)  # before a lab is built
+    plan_runs(overrides, arms, seeds, folder, compose)  # before a lab is built
     found, failed = dict[str, dict[str, Any]](), dict[str, str]()
     for name in dict.fromkeys(names):
         console.say(f"{name}: building it takes some minutes, if it is not built yet")

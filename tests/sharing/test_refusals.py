@@ -154,6 +154,7 @@ def test_a_file_that_changes_while_it_is_read_ends_it(there, tmp_path, monkeypat
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_packing_without_a_traceback_of_the_library():
     code = ("import os; from pathlib import Path; from routed_rl.sharing import archive\n"
             "try:\n"
