@@ -108,7 +108,7 @@ def unknown(facts: Facts) -> list[str]:
                     "read the subspace is not contained.")
     if facts.leaving.what == STUDENT:
         said += ["Whether it is harder to turn back than the deployed model. `routed-rl relearn RUN --env NAME --also "
-                 "robust=DIR --json FILE` measures that. On the lab of `routed_rl` it was not harder without a gate.",
+                 "robust=DIR --json FILE` measures that. Where `routed_rl` was measured, it was not harder without a gate.",
                  "What it has forgotten. The noise takes away knowledge, and the texts that are named above give back only what "
                  "they show."]
     return ["## What is not known", "", *(f"- {line}" for line in said), ""]
