@@ -22,11 +22,10 @@ import pandas as pd  # noqa: E402
 from benchmark.refusing import refusing  # noqa: E402
 from benchmark.trained import trained  # noqa: E402
 
-from routed_rl.artifacts import RunFolder, write_json, write_text  # noqa: E402
+from routed_rl.artifacts import ROBUSTIFIED, RunFolder, write_json, write_text  # noqa: E402
 from routed_rl.cli.words import refuse_fixed  # noqa: E402
 from routed_rl.config.robust import FINE_TUNING, RelearnConfig, RobustifyConfig  # noqa: E402
 from routed_rl.distillation import robustify  # noqa: E402
-from routed_rl.distillation.verb import RECORD  # noqa: E402
 from routed_rl.multirun.attacks import Attacked, attack  # noqa: E402
 from routed_rl.multirun.comparison import cell  # noqa: E402
 from routed_rl.multirun.hacks import hacks_of  # noqa: E402
@@ -117,8 +116,8 @@ def main() -> None:
 
 def skill(folder: Path, route: RunFolder) -> dict[str, Any]:
     """The solve and hack rates of a model in its own evaluation, and its cost over the seconds of the routed run's training."""
-    if (folder / RECORD).exists():
-        record = json.loads((folder / RECORD).read_text())
+    if (folder / ROBUSTIFIED).exists():
+        record = json.loads((folder / ROBUSTIFIED).read_text())
         means, spent = record["evaluation"]["robustified"], sum(record["seconds"].values())
         found = {"cost": spent / route.results()["timing"]["train_s"], "steps": record["steps"]}
     else:

@@ -36,6 +36,8 @@ def as_moved(was: Any, now: Any) -> Any:
         return {key: as_moved(value, now.get(key)) for key, value in was.items()}
     if isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
         return [as_moved(*pair) for pair in zip(was, now, strict=True)]
-    root = str(data_root())
-    ours = isinstance(was, str) and isinstance(now, str) and was.startswith("/") and now.startswith(f"{root}/")
-    return now if ours and was.endswith(now.removeprefix(root)) else was
+    if isinstance(was, str) and isinstance(now, str) and was.startswith("/"):
+        root = str(data_root())
+        if now.startswith(f"{root}/") and was.endswith(now.removeprefix(root)):
+            return now
+    return was

@@ -6,7 +6,7 @@ quarantine needs no parameter and no persistent buffer of the model.
 """
 
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -100,8 +100,9 @@ class RoutedUp(nn.Module):
         if target.is_whole(target.context.now):
             return super().forward(x)
         with torch.autocast(x.device.type, enabled=False):
-            up_DR = target.pair.outside(self.weight)  # pyright: ignore[reportArgumentType]
-        return linear(x, up_DR.to(self.weight.dtype))  # pyright: ignore[reportArgumentType]
+            weight = cast(Tensor, self.weight)
+            up_DR = target.pair.outside(weight)
+        return linear(x, up_DR.to(weight.dtype))
 
     __reduce__ = reduce_routed
 

@@ -4,7 +4,7 @@ Not covered: the rows of a streamed dataset, and the rows of a dataset with a cu
 before a row is read.
 """
 
-from typing import Any
+from typing import Any, cast
 
 from datasets import Dataset, IterableDataset
 from torch import nn
@@ -99,7 +99,7 @@ def columns_of(dataset: Any) -> list[str] | None:
         return getattr(dataset, "column_names", None)
     if dataset.format["type"] == "custom":
         return None
-    return dataset.column_names if dataset.format["output_all_columns"] else list(dataset.format["columns"])
+    return dataset.column_names if dataset.format["output_all_columns"] else cast(list[str], dataset.format["columns"])
 
 
 def _unhide(dataset: Any, column: str) -> str:
