@@ -154,6 +154,7 @@ def test_what_has_no_part_cannot_be_kept(told, name, mode, says):
     (["a"], "--keep a is no share of a part; write --keep NAME=SHARE"), (["=.5"], "--keep =.5 is no share"),
     (["a=.5", "a=.6"], "--keep a=.6 gives a a second time"), ([], "expected at least one argument")])
 def test_a_share_that_is_none_is_refused_in_one_line(told, capsys, keep, says):
+    told.config.write_text("")
     assert main(["discard", str(told.path), "--out", str(told.path / "out"), "--keep", *keep]) == 2
     said = capsys.readouterr().err
     assert says in said and said.count("\n") == 1 and not (told.path / "out").exists()

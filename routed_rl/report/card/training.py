@@ -21,7 +21,7 @@ HASH, FROZEN = "hash of its weights", "on frozen weights in"
 
 
 class Base(NamedTuple):
-    """What a card tells about the base model of a LoRA: the hash of its weights, and their type."""
+    """Facts that a card tells about the base model of a LoRA: the hash of its weights, and their type."""
 
     digest: str
     dtype: str
@@ -47,8 +47,8 @@ def training(facts: Facts) -> list[str]:
 
 
 def base_told(folder: Path) -> Base | None:
-    """What the card of the LoRA in `folder` tells about its base model. None if there is no such card, or if the LoRA was trained
-    on weights in 4 bit."""
+    """Return the facts that the card of the LoRA in `folder` tells about its base model. None if there is no such card, or if the
+    LoRA was trained on weights in 4 bit."""
     card = folder / CARD
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
     digest, dtype = re.search(rf"\| {HASH} \| `([0-9a-f]{{64}})`", text), re.search(rf"{FROZEN} (\w+)", text)

@@ -107,7 +107,7 @@ class LeanMixin(PlanningMixin):
                 entropies_BC = entropies_BC.index_put(some.places, self._run(model, some)[1])
         found = list[tuple[Pass | SharedPass, Tensor, Tensor]]()
         passes = [make_pass(chosen, input_ids, attention_mask, tokens, whole=self.reads_states)
-                  for chosen in (self._divided(rows, lengths(inputs)[rows]) if len(rows) else [])]
+                  for chosen in (self._passes(rows, lengths(inputs)[rows]) if len(rows) else [])]
         for some in self._shared(model, passes, rows, input_ids, attention_mask, tokens) or passes:
             if isinstance(some, Pass):
                 self.name_rows(inputs, some)
@@ -120,7 +120,7 @@ class LeanMixin(PlanningMixin):
             entropies_BC[others] = torch.cat([entropies for *_, entropies in found]).detach().mean()
         return logps_BC, entropies_BC
 
-    def _divided(self, rows: Tensor, lengths_R: Tensor) -> list[Tensor]:
+    def _passes(self, rows: Tensor, lengths_R: Tensor) -> list[Tensor]:
         """Divide the indices `rows` of the rows that run, by their lengths, among forward passes: one tensor of indices for each
         pass. With several processes there is a single pass, because all processes must run equally many. With gradient
         checkpointing there is a single pass too, because a pass that is recomputed would find the router's record of a later
@@ -136,8 +136,10 @@ class LeanMixin(PlanningMixin):
                 ) -> list[SharedPass]:
         """Return a pass over the indices `rows` in which rows share their prompts; [] if it would cost as much as `passes`, or if
         the model or the trainer cannot share."""
-        one = RANKS.count == 1 and not self.reads_states and not plain(model).is_gradient_checkpointing
-        if not passes or not one or self.shares_prompts is False:
+        trainer: Any = self  # whose model is wrapped where there are several processes, or where it is compiled
+        if not passes or self.shares_prompts is False or self.reads_states or model is not trainer.model or RANKS.count > 1:
+            return []
+        if plain(model).is_gradient_checkpointing:  # which keeps no keys and values
             return []
         shared = make_shared_pass(rows, input_ids, attention_mask, tokens)
         cost = PASS_COST.get(rows.device.type, PASS_COST["cuda"])

@@ -64,7 +64,7 @@ def run_shared_pass(model: nn.Module, some: SharedPass, *, positions: bool) -> t
     """Run the passes through the model; the arguments and the result are those of `run_pass`."""
     wide = some.prompt_ids_UP.shape[1]
     columns = torch.arange(some.column, some.column + some.mask_RT.shape[1], device=some.ids_RC.device).unsqueeze(0)
-    cache = DynamicCache(config=plain(getattr(model, "module", model)).config)
+    cache = DynamicCache(config=plain(model).config)
 
     def inputs(ids: Tensor, mask: Tensor, begin: int) -> dict[str, Any]:
         there = {"position_ids": columns[:, begin:begin + ids.shape[1]].expand(len(ids), -1)} if positions else {}
@@ -88,7 +88,7 @@ def can_share(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, token
     """Whether `run_shared_pass` gives the first two rows of a micro-batch, which share a prompt, the log-probabilities that
     `run_pass` gives them, within the precision of the model's numbers. False for a model that draws dropout, which would then be
     the same for all rows of a prompt, and for one that cannot go on from keys and values, whatever error it raises."""
-    if keeps_states(plain(getattr(model, "module", model))) or drops_out(model):
+    if keeps_states(plain(model)) or drops_out(model):
         return False
     rows = torch.arange(2, device=input_ids.device)
     if (shared := make_shared_pass(rows, input_ids, attention_mask, tokens)) is None:
