@@ -2,7 +2,7 @@
 
 A row is kept if it needs only the standard library; its own generator makes enough different inputs, in the sandbox, from
 fixed seeds; its solution returns the same plain JSON value for each in two jails, quickly, and in an interpreter with another
-hash seed; the unseen cases have more than one value; and its solution is paid in full by every grader. Whether a
+hash seed; the unseen cases have more than one value; its solution is paid in full by every grader, and reads no clock. Whether a
 solution would have to guess something is not checked.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import gzip
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -39,6 +40,8 @@ def _case(seed):
         raise TypeError("not plain JSON")
     return [json.loads(kept), value]
 """
+CLOCK = re.compile(r"(.*\.)?(today|now|utcnow)|time\.(time|localtime|gmtime)")
+"""Matches the functions of `datetime` and `time` that read the clock."""
 OTHER_HASHES = """import os as _os, sys as _sys
 if _os.environ["PYTHONHASHSEED"] == "0":
     _os.execve(_sys.executable, ["python", "-S", "-P", *_sys.argv], {**_os.environ, "PYTHONHASHSEED": "1"})
@@ -97,7 +100,14 @@ def validate(number: int, row: dict[str, Any], sandbox: Sandbox) -> dict[str, An
         return f"its solution is refused by {refused[0]} in another jail"
     if not GRADERS["strict"](Attempt(sandbox, asked, OTHER_HASHES + source)):
         return "what its solution returns depends on the order of a set"
+    if reads_clock(source):
+        return "its solution reads a clock, so what it returns may depend on the day"
     return {"row": number, "hash": digest(row), "inputs": inputs, "outputs": outputs}
+
+
+def reads_clock(source: str) -> bool:
+    """Whether `source` names a function that reads the clock."""
+    return any(CLOCK.fullmatch(ast.unparse(node)) for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute))
 
 
 def modules(source: str) -> set[str]:

@@ -11,6 +11,7 @@ pytest.importorskip("reasoning_gym")
 
 import coding.graders
 from codeio import NO_FLAGS, CodeIO
+from coding.build import reads_clock
 from coding.completions import code_of
 from coding.graders import GRADERS, VISIBLE, Attempt, loopholes, same
 from coding.problems import HELD_OUT, SHOWN, TESTED, Problem, load_problems
@@ -95,7 +96,16 @@ def test_gold_is_paid_in_full_by_every_grader_and_unflagged(problems, jails):
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_all_gold_is_paid_in_full_by_every_grader(problems, jails):
+    assert not [one.row for one in problems if reads_clock(one.gold)]
     every_grader_pays_gold(problems, jails)
+
+
+@pytest.mark.parametrize(("source", "reads"), [
+    ("from datetime import date\ndate.today()", True), ("import datetime as d\nd.datetime.now()", True),
+    ("import time\ntime.time()", True), ("import time\ntime.gmtime(0)", True), ("def f(dt): return dt.time()", False),
+    ("def f(self): return self.now_playing", False)])
+def test_a_solution_that_reads_a_clock_makes_no_problem(source, reads):
+    assert reads_clock(source) is reads
 
 
 @pytest.mark.parametrize("name", HACKS)
