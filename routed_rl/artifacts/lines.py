@@ -13,7 +13,7 @@ MESSAGES = "chat messages [{\"role\": ..., \"content\": ...}, ...]"
 
 def json_lines(path: Path, what: str, kind: type[RoutedRLError]) -> list[tuple[int, dict[str, Any]]]:
     """The number, counted from 1, and the object of each line that is not blank. `what` names the file in messages. An error of
-    the class `kind` if the file cannot be read as UTF-8 text, or if a line is no JSON object; a comment is none."""
+    the class `kind` if the file cannot be read as UTF-8 text, or if a line is no JSON object. A comment is no JSON object."""
     with reading(kind, f"{what} cannot be read"):
         data = path.read_bytes()
     with reading(kind, f"{what} is not UTF-8 text"):

@@ -66,8 +66,15 @@ def run_pass(model: nn.Module, some: Pass, *, positions: bool) -> tuple[Tensor, 
     inputs: dict[str, Tensor] = {"input_ids": some.ids_RT, "attention_mask": some.mask_RT}
     if positions:
         inputs["position_ids"] = some.columns_RT
-    with changing_states(model, lambda states: states[some.scored].unsqueeze(0)):
-        output: Any = model(**inputs, shift_labels=some.labels_N.unsqueeze(0), fused_lm_head=True)
+    return scored(model, inputs, some.labels_N, lambda states: states[some.scored].unsqueeze(0))
+
+
+def scored(model: nn.Module, inputs: dict[str, Any], labels_N: Tensor, change: Callable[[Tensor], Tensor]
+           ) -> tuple[Tensor, Tensor]:
+    """Run the model on `inputs` and return the log-probability and the entropy of each of the ids `labels_N`, as `run_pass` does.
+    `change`: maps the final states of the pass to those that predict the ids, see `changing_states`."""
+    with changing_states(model, change):
+        output: Any = model(**inputs, shift_labels=labels_N.unsqueeze(0), fused_lm_head=True)
     logps_N = output.log_probs[0]
     return logps_N, torch.zeros_like(logps_N) if output.entropy is None else output.entropy[0]
 

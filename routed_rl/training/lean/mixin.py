@@ -14,7 +14,7 @@ from routed_rl.model.adapter import plain
 from routed_rl.model.prefill import sharing_prompts
 from routed_rl.ranks import RANKS
 from routed_rl.training.lean.forward import Pass, find_positions, make_pass, run_pass
-from routed_rl.training.lean.passes import PASS_COST, split_by_length
+from routed_rl.training.lean.passes import pass_cost, split_by_length
 from routed_rl.training.lean.planning import PlanningMixin
 from routed_rl.training.lean.prefix import SharedPass, can_share, make_shared_pass, run_shared_pass
 from routed_rl.training.lean.rows import chosen_rows, lengths
@@ -120,29 +120,31 @@ class LeanMixin(PlanningMixin):
             entropies_BC[others] = torch.cat([entropies for *_, entropies in found]).detach().mean()
         return logps_BC, entropies_BC
 
+    def _divides(self) -> bool:
+        """Whether the rows of a micro-batch may run in several forward passes."""
+        trainer: Any = self
+        # A script may have enabled checkpointing on the model itself.
+        return RANKS.count == 1 and not self.reads_states and not plain(trainer.model).is_gradient_checkpointing
+
     def _passes(self, rows: Tensor, lengths_R: Tensor) -> list[Tensor]:
         """Divide the indices `rows` of the rows that run, by their lengths, among forward passes: one tensor of indices for each
         pass. With several processes there is a single pass, because all processes must run equally many. With gradient
         checkpointing there is a single pass too, because a pass that is recomputed would find the router's record of a later
         pass."""
-        trainer: Any = self
-        # A script may have enabled checkpointing on the model itself.
-        if RANKS.count > 1 or self.reads_states or plain(trainer.model).is_gradient_checkpointing:
+        if not self._divides():
             return [rows]
-        cost = PASS_COST.get(rows.device.type, PASS_COST["cuda"])
-        return [rows[torch.tensor(places, device=rows.device)] for places in split_by_length(lengths_R.tolist(), cost)]
+        places = split_by_length(lengths_R.tolist(), pass_cost(rows.device.type))
+        return [rows[torch.tensor(each, device=rows.device)] for each in places]
 
     def _shared(self, model: nn.Module, passes: list[Pass], rows: Tensor, input_ids: Tensor, attention_mask: Tensor, tokens: int
                 ) -> list[SharedPass]:
         """Return a pass over the indices `rows` in which rows share their prompts; [] if it would cost as much as `passes`, or if
         the model or the trainer cannot share."""
-        trainer: Any = self  # whose model is wrapped where there are several processes, or where it is compiled
-        if not passes or self.shares_prompts is False or self.reads_states or model is not trainer.model or RANKS.count > 1:
-            return []
-        if plain(model).is_gradient_checkpointing:  # which keeps no keys and values
+        trainer: Any = self  # whose model is wrapped where it is compiled; checkpointing keeps no keys and values
+        if not passes or self.shares_prompts is False or not self._divides() or model is not trainer.model:
             return []
         shared = make_shared_pass(rows, input_ids, attention_mask, tokens)
-        cost = PASS_COST.get(rows.device.type, PASS_COST["cuda"])
+        cost = pass_cost(rows.device.type)
         if shared is None or shared.tokens + 2 * cost >= sum(some.ids_RT.numel() + cost for some in passes):
             return []
         if self.shares_prompts is None:

@@ -9,6 +9,11 @@ few tokens; the cost is about the number of tokens that could be computed in thi
 idle in a pass with few tokens."""
 
 
+def pass_cost(device: str) -> int:
+    """The cost of a pass on a kind of device, in tokens; that of a GPU for a device that `PASS_COST` does not name."""
+    return PASS_COST.get(device, PASS_COST["cuda"])
+
+
 def split_by_length(lengths: Sequence[int], cost: int) -> list[list[int]]:
     """Return the indices of the rows in each pass, for rows of these `lengths`. A pass costs its number of rows times the length
     of its longest row, plus `cost`; the division is the one with the smallest sum. The rows of a pass are neighbours in the order

@@ -16,7 +16,7 @@ from transformers import DynamicCache
 from routed_rl.model.adapter import plain
 from routed_rl.model.prefill import different_rows, drops_out, keeps_states
 from routed_rl.model.stream import eval_mode
-from routed_rl.training.lean.forward import backbone, changing_states, make_pass, precision, run_pass
+from routed_rl.training.lean.forward import backbone, make_pass, precision, run_pass, scored
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,15 +72,11 @@ def run_shared_pass(model: nn.Module, some: SharedPass, *, positions: bool) -> t
 
     before = backbone(model)(**inputs(some.prompt_ids_UP, some.prompt_mask_UP, 0), use_cache=True).last_hidden_state[:, -1]
     cache.reorder_cache(some.prompts_R)  # pyright: ignore[reportArgumentType]
-    labels = some.ids_RC[some.scored].unsqueeze(0)
 
     def predicting(states_RCD: Tensor) -> Tensor:
         return torch.cat([before[some.prompts_R].unsqueeze(1), states_RCD], dim=1)[some.scored].unsqueeze(0)
 
-    with changing_states(model, predicting):
-        output: Any = model(**inputs(some.ids_RC, some.mask_RT, wide), shift_labels=labels, fused_lm_head=True)
-    logps_N = output.log_probs[0]
-    return logps_N, torch.zeros_like(logps_N) if output.entropy is None else output.entropy[0]
+    return scored(model, inputs(some.ids_RC, some.mask_RT, wide), some.ids_RC[some.scored], predicting)
 
 
 @torch.no_grad()
