@@ -54,9 +54,14 @@ def _takes_flip(config: SubspaceConfig) -> bool:
     """Whether `subspace.flip` negates vectors that these settings name. In a union it does so for one part or more."""
     if config.method == "union":
         return any(_takes_flip(dataclasses.replace(config, **_settings_of(part))) for part in config.parts)
+    return config.method == "sae" or (config.method == "file" and extracted_folder(config) is None)
+
+
+def extracted_folder(config: SubspaceConfig) -> Path | None:
+    """Return the folder that `subspace.path` names if it holds a subspace; None if it names nothing, a file of vectors, or the
+    folder of a LoRA."""
     path = Path(config.path or "").expanduser()
-    extracted = path.is_dir() and not (path / ADAPTER_CONFIG).is_file()
-    return config.method == "sae" or (config.method == "file" and not extracted)
+    return path if path.is_dir() and not (path / ADAPTER_CONFIG).is_file() else None
 
 
 def from_pairs(job: Job) -> Callable[[], Subspace]:

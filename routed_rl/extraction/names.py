@@ -3,9 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from routed_rl.artifacts import ADAPTER_CONFIG
 from routed_rl.config import UNNAMED
-from routed_rl.extraction.find import parts_of
+from routed_rl.extraction.find import extracted_folder, parts_of
 from routed_rl.extraction.job import Job
 from routed_rl.extraction.personas import traits_of
 from routed_rl.subspace import Subspace
@@ -23,9 +22,9 @@ def axis_names(job: Job) -> list[str]:
 
 
 def _of_file(job: Job) -> list[str]:
+    if (folder := extracted_folder(job.config)) is not None:
+        return Subspace.load(folder).axis_names
     path = Path(job.config.path or "").expanduser()
-    if path.is_dir() and not (path / ADAPTER_CONFIG).is_file():
-        return Subspace.load(path).axis_names
     return list(read_vectors(path, Wanted(job.layers, job.width, job.config.weakest, job.config.rank)))
 
 

@@ -10,6 +10,7 @@ from routed_rl.errors import ConfigError
 from routed_rl.report.card import hub_name, is_beside
 
 BASE = "base_model_name_or_path"
+"""The key of an adapter's settings that names its base model."""
 
 
 def is_adapter(place: str | Path) -> bool:

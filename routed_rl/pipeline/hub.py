@@ -11,11 +11,11 @@ from routed_rl.artifacts import ADAPTER_CONFIG, CARD, KEPT, ROBUSTIFIED, SEAL, R
 from routed_rl.errors import ConfigError, HubError, RunFolderError, command, reading
 from routed_rl.export.hub import Files, commit, fault_of, require_token
 from routed_rl.export.stock import discard
+from routed_rl.pipeline.adapters import BASE
 from routed_rl.pipeline.finishing import finishing
 from routed_rl.pipeline.older import refuse_older
 from routed_rl.report.card import DEPLOYED, POLICY, QUARANTINE, hub_name, without_paths
 
-BASE = "base_model_name_or_path"
 WITH_TOKEN = "export HF_TOKEN with a token that may write"
 """Words for a message: what to do if there is no token."""
 

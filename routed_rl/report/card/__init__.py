@@ -8,5 +8,4 @@ from routed_rl.report.card.use import is_beside, step_told
 from routed_rl.report.differences import Results
 
 __all__ = ["DEPLOYED", "POLICY", "QUARANTINE", "STUDENT", "Leaving", "Results", "base_told", "hub_name", "is_beside", "step_told",
-           "without_paths",
-           "write_card"]
+           "without_paths", "write_card"]
