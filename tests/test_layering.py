@@ -24,7 +24,7 @@ PACKAGE = ROOT / "routed_rl"
 FLOORS = {
     "errors": 0, "shapes": 0,
     "config": 1, "linalg": 1, "artifacts": 1, "console": 1, "stopping": 1, "ranks": 1, "guard": 1, "web": 1,
-    "canary": 1, "threads": 1,
+    "canary": 1, "threads": 1, "importing": 1,
     "exits": 2, "subspace": 2, "routing": 2, "sandbox": 2, "launching": 2,
     "model": 3, "envs": 3, "monitor": 3, "tracking": 3, "sharing": 3,
     "rollout": 4, "checkpoint": 4,

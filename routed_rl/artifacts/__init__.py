@@ -19,6 +19,7 @@ from routed_rl.artifacts.whole import (
     remove,
     replacing,
     sealed_folder,
+    sync,
     write_json,
     write_text,
 )
@@ -26,4 +27,4 @@ from routed_rl.artifacts.whole import (
 __all__ = ["ADAPTER", "ADAPTER_CONFIG", "CARD", "KEPT", "LOCK", "ROBUSTIFIED", "SEAL", "RunFolder", "alone_in", "alone_making",
            "as_moved", "broken_seal", "check_above", "check_file", "damage", "data_root", "find_data", "first_nonfinite",
            "is_held", "json_lines", "read_json", "read_object", "remove", "replacing", "require_seal", "require_text", "resolve",
-           "sealed_folder", "step_of", "write_json", "write_text"]
+           "sealed_folder", "step_of", "sync", "write_json", "write_text"]

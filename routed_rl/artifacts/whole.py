@@ -35,21 +35,24 @@ LARGEST = 2**26
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary place to write to, which becomes `path` in one step when the block ends, and is removed if the block
-    fails. If the process is killed at any moment, `path` is the complete old one, the complete new one, or absent."""
+    fails. If the process is killed at any moment, `path` is the complete old one, the complete new one, or absent. If not
+    `durable`, this does not wait for the disk, so a power cut may damage `path` until `sync` is called with it."""
     partial, old = (path.with_name(f".{path.name}.{what}") for what in ("partial", "old"))
     remove(partial)
     try:
         yield partial
         for each in [*partial.rglob("*"), partial]:
             _share(each, partial)
-            _sync(each)
+            if durable:
+                sync(each)
         remove(old)
         if path.is_dir() or (path.is_symlink() and partial.is_dir()):  # a folder cannot replace a link that leads nowhere
             os.replace(path, old)
         os.replace(partial, path)
-        _sync(path.parent)
+        if durable:
+            sync(path.parent)
         with suppress(OSError):  # the new one is in its place, and the next call removes the old one
             remove(old)
     except BaseException as error:
@@ -159,7 +162,8 @@ def _share(path: Path, folder: Path) -> None:
             path.chmod(wanted)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until the file or folder `path` is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -12,13 +12,15 @@ from routed_rl.cli.paths import from_anywhere
 from routed_rl.cli.space import split
 from routed_rl.cli.words import assigned, names, numbers, paths, refuse_fixed, shares
 from routed_rl.errors import ConfigError
+from routed_rl.importing import importing
 from routed_rl.multirun.arms import set_by_all
 from routed_rl.stopping import STOP
 
 
 def train(given: Namespace) -> None:
     config = compose(given.overrides)
-    from routed_rl.pipeline.train import train as train_run
+    with importing():
+        from routed_rl.pipeline.train import train as train_run
 
     with STOP.listening():
         run = train_run(config, from_anywhere(given.overrides), dry_run=given.dry_run)
@@ -27,14 +29,16 @@ def train(given: Namespace) -> None:
 
 
 def resume(given: Namespace) -> None:
-    from routed_rl.pipeline.train import resume as resume_run
+    with importing():
+        from routed_rl.pipeline.train import resume as resume_run
 
     with STOP.listening():
         print(f"run: {resume_run(given.run, from_anywhere(given.overrides), compose)}", flush=True)
 
 
 def rollback(given: Namespace) -> None:
-    from routed_rl.pipeline.rollback import rollback as roll_back
+    with importing():
+        from routed_rl.pipeline.rollback import rollback as roll_back
 
     with STOP.listening():
         run = roll_back(given.run, given.step, names(given.drop) or [], given.forget_parts,
@@ -44,7 +48,8 @@ def rollback(given: Namespace) -> None:
 
 def extract(given: Namespace) -> None:
     config = compose(given.overrides)
-    from routed_rl.pipeline.verbs import extract as extract_subspace
+    with importing():
+        from routed_rl.pipeline.verbs import extract as extract_subspace
 
     print(f"subspace: {extract_subspace(config, given.overrides, given.check)}", flush=True)
 
@@ -52,7 +57,8 @@ def extract(given: Namespace) -> None:
 def evaluate(given: Namespace) -> None:
     scales = None if given.scales is None else numbers("--scales", given.scales, float, "0,.25,.5,.75,1")
     config, keep = experiment(given), shares(given.keep)
-    from routed_rl.pipeline.verbs import evaluate as evaluate_models
+    with importing():
+        from routed_rl.pipeline.verbs import evaluate as evaluate_models
 
     evaluate_models(given.target, names(given.env), given.json, config, given.engine, scales, given.step, keep)
 
@@ -79,7 +85,8 @@ def compare(given: Namespace) -> None:
         f"baseline.detector.{key}": f"--detector {text}" for key, text in zip(keys, detector, strict=True)})
     of_detector = [f"baseline.detector.{text}" for text in detector]
     refuse_fixed([*given.typed, *of_detector], dict.fromkeys(set_by_all(arms) | {"name"}, f"--arms {given.arms}"))
-    from routed_rl.multirun.compare import compare as compare_arms
+    with importing():
+        from routed_rl.multirun.compare import compare as compare_arms
 
     overrides = [*from_anywhere(given.overrides), *of_detector]
     if given.labs is not None:
@@ -92,7 +99,8 @@ def compare(given: Namespace) -> None:
 
 def sweep(given: Namespace) -> None:
     refuse_fixed(given.typed, {"name": "the number of each trial"})
-    from routed_rl.multirun.sweep import sweep as sweep_space
+    with importing():
+        from routed_rl.multirun.sweep import sweep as sweep_space
 
     sweep_space(*split(from_anywhere(given.overrides)), compose, dry_run=given.dry_run)
 
@@ -106,7 +114,8 @@ def calibrate(given: Namespace) -> None:
     refuse_fixed(given.overrides, {"out": f"--out {given.out or 'DIR'}"})
     if given.runs is None:
         refuse_fixed(given.typed, {"name": "the seed of each run"})
-    from routed_rl.multirun.calibrate import calibrate as calibrate_monitor
+    with importing():
+        from routed_rl.multirun.calibrate import calibrate as calibrate_monitor
 
     out = given.out or f"runs/{datetime.now().strftime('%Y-%m-%d-%H%M%S')}-calibration"
     seeds = 20 if given.seeds is None else given.seeds

@@ -12,6 +12,7 @@ from routed_rl.cli.words import names, numbers, places, refuse_fixed
 from routed_rl.config import Config
 from routed_rl.config.robust import FINE_TUNING, RelearnConfig
 from routed_rl.errors import ConfigError
+from routed_rl.importing import importing
 
 
 def relearn(given: Namespace) -> None:
@@ -23,7 +24,8 @@ def relearn(given: Namespace) -> None:
     refuse_fixed(given.typed, own | dict.fromkeys(("routing", "routing.mode"), "an attack, which trains without routing,") | {
         "name": "the rate of each attack"})
     settings = experiment(given)
-    from routed_rl.multirun.relearn import relearn as relearn_model
+    with importing():
+        from routed_rl.multirun.relearn import relearn as relearn_model
 
     relearn_model(given.target, asked, given.json, others, settings, given.jobs)
 

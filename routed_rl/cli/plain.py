@@ -10,13 +10,15 @@ from routed_rl.cli.words import names, number_or_auto, numbers, shares
 from routed_rl.config import AuditConfig, FilterConfig
 from routed_rl.config.robust import RobustifyConfig
 from routed_rl.errors import ConfigError
+from routed_rl.importing import importing
 
 
 def discard(given: Namespace) -> None:
     keep = shares(given.keep)
     if given.force and not keep:
         raise ConfigError("--force keeps a part in spite of what speaks against it; add --keep NAME=SHARE")
-    from routed_rl.pipeline.leaving import discard as discard_quarantine
+    with importing():
+        from routed_rl.pipeline.leaving import discard as discard_quarantine
 
     discard_quarantine(given.run, given.out, given.step, keep, force=given.force, merge=given.merge, dtype=given.dtype)
 
@@ -28,7 +30,8 @@ def export(given: Namespace) -> None:
         raise ConfigError(f"--kept {given.kept} is for all parts and --env {given.env} for one part; give one of the two")
     if given.merge and not given.policy:
         raise ConfigError("--merge is for --policy; the quarantine is an adapter")
-    from routed_rl.pipeline.leaving import export as export_run
+    with importing():
+        from routed_rl.pipeline.leaving import export as export_run
 
     export_run(given.run, given.quarantine, given.env, given.policy, given.step, given.kept, merge=given.merge, dtype=given.dtype)
 
@@ -41,7 +44,8 @@ def push(given: Namespace) -> None:
 
 def audit(given: Namespace) -> None:
     settings = AuditConfig(samples=given.samples, prompts=given.prompts, blocks=given.blocks)
-    from routed_rl.audit import audit as audit_run
+    with importing():
+        from routed_rl.audit import audit as audit_run
 
     audit_run(given.run, settings, names(given.env), given.json, given.step)
 
@@ -50,7 +54,8 @@ def filter(given: Namespace) -> None:
     layers = None if given.layers is None else numbers("--layers", given.layers, int, "1,2")
     settings = FilterConfig(detector=given.detector, subspace=given.subspace, max_shift=given.max_shift, fpr=given.fpr,
                             labels=given.labels, layers=layers, share=given.share)
-    from routed_rl.pipeline.filtering import filter_run
+    with importing():
+        from routed_rl.pipeline.filtering import filter_run
 
     filter_run(given.run, settings, given.out, force=given.force)
 
@@ -88,14 +93,16 @@ def robustify(given: Namespace) -> None:
     own: dict[str, Any] = {field.name: value for field in dataclasses.fields(RobustifyConfig)
                            if field.name not in limits and (value := getattr(given, field.name)) is not None}
     settings = RobustifyConfig(**(own | limits))
-    from routed_rl.distillation import robustify as robustify_run
+    with importing():
+        from routed_rl.distillation import robustify as robustify_run
 
     robustify_run(given.run, settings, given.out, names(given.env), given.teacher, given.step)
 
 
 def report(given: Namespace) -> None:
-    from routed_rl.report.run_page import write_report
-    from routed_rl.report.watching import watch_report
+    with importing():
+        from routed_rl.report.run_page import write_report
+        from routed_rl.report.watching import watch_report
 
     write = watch_report if given.watch else write_report
     out = check_file(Path(given.out), "--out") if given.out else None

@@ -15,6 +15,7 @@ from routed_rl.config import Compose, Config, from_mapping
 from routed_rl.config.checks import first_difference
 from routed_rl.config.references import resolved_at_once
 from routed_rl.errors import ConfigError, RunFolderError
+from routed_rl.importing import importing
 from routed_rl.pipeline.record import as_it_was, moved
 
 
@@ -69,7 +70,8 @@ def folder_for_many(place: str | Path, option: str) -> Path:
 
 def train_or_resume(config: Config, overrides: list[str]) -> None:
     """Train one run, from the start or from where it was stopped."""
-    from routed_rl.pipeline.train import resume, train
+    with importing():
+        from routed_rl.pipeline.train import resume, train
 
     assert config.out is not None
     if (run := RunFolder(config.out)).config.exists():
@@ -83,7 +85,8 @@ def train_or_resume(config: Config, overrides: list[str]) -> None:
 def try_out(config: Config, overrides: list[str]) -> None:
     """Check everything that can be known before a run begins: model, environments, prompts, the trainer's settings. Nothing is
     written."""
-    from routed_rl.pipeline.train import train
+    with importing():
+        from routed_rl.pipeline.train import train
 
     train(config, overrides, dry_run=True)
 

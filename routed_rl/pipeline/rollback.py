@@ -14,6 +14,7 @@ from routed_rl.artifacts import RunFolder, alone_in, alone_making, sealed_folder
 from routed_rl.checkpoint import QUARANTINE, going_on_from, move_quarantine, quarantined, start_afresh
 from routed_rl.config import Compose, Config
 from routed_rl.errors import ConfigError
+from routed_rl.importing import importing
 from routed_rl.pipeline import record
 from routed_rl.tracking import MetricsFile
 
@@ -46,9 +47,10 @@ def rollback(folder: str, step: int, drop: list[str], forget: bool, overrides: l
         if step > (last := config.trainer.get("max_steps", step)):
             raise ConfigError(f"--step {step} is after the last step, trainer.max_steps={last}; set it to {step} or more")
         making.enter_context(alone_making(new.path))
-        from routed_rl.pipeline.changes import refuse_changes  # TRL takes seconds to load: first all that is refused without it
-        from routed_rl.pipeline.prepared import prepared
-        from routed_rl.pipeline.train import go_on
+        with importing():  # TRL takes seconds to load: first all that is refused without it
+            from routed_rl.pipeline.changes import refuse_changes
+            from routed_rl.pipeline.prepared import prepared
+            from routed_rl.pipeline.train import go_on
 
         refuse_changes(alike(was, wanted), wanted, FIXED, "rollback")
         config.out = str(new.path)

@@ -1,6 +1,7 @@
 """Writes the files of completions. Prompts, texts and rewards are written when completions are scored, and the push of a
 completion is added when a step has learned from it. A file is always replaced as a whole, from data that a checkpoint holds too,
-so a run that was killed at any moment writes the same file again: nothing is lost and nothing counts twice."""
+so a run that was killed at any moment writes the same file again: nothing is lost and nothing counts twice. A step does not wait
+for the disk; a checkpoint does, for the files of all steps before it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from routed_rl.artifacts import replacing, step_of
+from routed_rl.artifacts import replacing, step_of, sync
 from routed_rl.ranks import RANKS
 from routed_rl.routing import StepRows
 from routed_rl.tracking import encouraged
@@ -72,6 +73,10 @@ class CompletionFiles:
         self.made = 0
         """The number of completions that this process has scored so far, which is the number of the next completion."""
         self._open: list[Generation] = []
+        self._tables: dict[str, pd.DataFrame] = {}
+        """For the file of each generation that this process has scored and that is still open: the rows without their values."""
+        self._waiting: set[Path] = set()
+        """The files that may not be on the disk yet, because they were written after the last checkpoint."""
         self._written = (0, 0)
         """The step before which the newest generation was written, and the index of this generation among those of the step,
         because a step may make several."""
@@ -81,6 +86,7 @@ class CompletionFiles:
         mapping for each completion, as `tasks.completion_row` makes it."""
         if self._written[0] != step:
             self._open = self._open[-1:]  # the trainer enters a step with its newest generation only
+            self._tables = {each.file: self._tables[each.file] for each in self._open if each.file in self._tables}
         self._written = (step, self._written[1] + 1 if self._written[0] == step else 0)
         process = f"-process{RANKS.rank}" if RANKS.rank else ""
         file = f"step-{step:06d}-{self._written[1]}{process}.parquet"
@@ -90,7 +96,9 @@ class CompletionFiles:
         self.made += len(rows)
         if self.folder is not None:
             self.folder.mkdir(exist_ok=True)
-            _replace(self.folder / file, pd.DataFrame(rows).assign(step=step))
+            self._tables[file] = pd.DataFrame(rows).assign(step=step)
+            self._waiting.add(self.folder / file)
+            self._replace(self.folder / file, self._tables[file])
 
     def numbers(self, count: int) -> Tensor:
         """Return the numbers of the last `count` completions, (count,) int64. `StepRows` refers to completions by these
@@ -108,10 +116,21 @@ class CompletionFiles:
         # If somebody removed the file, that is their decision, and training goes on.
         if self.folder is not None and self.keep and (path := self.folder / generation.file).exists():
             columns = dict(zip(COLUMNS, generation.kept(self.keep).T, strict=True))
-            _replace(path, pd.read_parquet(path).assign(**columns))
+            table = self._tables.get(generation.file)
+            self._replace(path, (pd.read_parquet(path) if table is None else table).assign(**columns))
+
+    def _replace(self, path: Path, table: pd.DataFrame) -> None:
+        """Write a file. A file that a checkpoint relies on is on the disk before it is replaced, and so is what replaces it."""
+        with replacing(path, durable=path not in self._waiting) as partial:
+            table.to_parquet(partial)
 
     def state(self) -> dict[str, Any]:
-        """Return the state for a checkpoint, in plain numbers and tensors."""
+        """Return the state for a checkpoint, in plain numbers and tensors, after all files that were written are on the disk."""
+        for path in filter(Path.exists, self._waiting):
+            sync(path)
+        if self.folder is not None and self._waiting and self.folder.exists():
+            sync(self.folder)
+        self._waiting.clear()
         return {"made": self.made, "open": [vars(generation) | {"values_R2": generation.values_R2.clone()}
                                             for generation in self._open[-1:]]}
 
@@ -133,7 +152,3 @@ def forget_after(folder: Path, step: int) -> None:
         if path.name.startswith(".") or step_of(path) > step:
             path.unlink()
 
-
-def _replace(path: Path, table: pd.DataFrame) -> None:
-    with replacing(path) as partial:
-        table.to_parquet(partial)

@@ -240,3 +240,16 @@ def test_a_halt_names_those_that_pushed_hardest_towards_the_positive_persona(tmp
     assert all(each["shift"] > 0 and each["completion"] != "c0" for each in found), "nor what pulls away, nor was discouraged"
     assert found[0]["share_of_push"] == pytest.approx(0.6 / 1.75) and found[0]["push"] == 6.0
     assert sum(each["share_of_push"] for each in found) <= 1
+
+
+def test_a_checkpoint_waits_for_the_disk_and_a_step_does_not(tmp_path, monkeypatch):
+    waited = []
+    monkeypatch.setattr("routed_rl.artifacts.whole.os.fsync", waited.append)
+    files = CompletionFiles(tmp_path, keep=1)
+    files.write(scored(tmp_path, 1, 4), 1)
+    files.learned(some([1.0, 2.0, 3.0, -4.0]))
+    assert not waited
+    files.state()
+    assert len(waited) == 2, "the file and its folder"
+    files.learned(some([1.0, 1.0, 1.0, 1.0]))
+    assert len(waited) == 4, "a file that a checkpoint relies on is never at risk"
