@@ -73,8 +73,7 @@ class DatasetEnvironment:
 
     def score(self, task: Task, completion: str) -> Score:
         """Score a completion by the functions. NoReward if every reward function returns None."""
-        data = copy.deepcopy(dict(task.data))  # a function may change what it is given, as with TRL
-        paid, truth, *named = [functions.call(task.prompt, completion, data) if functions else Said([None])
+        paid, truth, *named = [_said(functions, task, completion)
                                for functions in (self.reward, self.truth, *self.flags.values())]
         known = [weight * value for weight, value in zip(self.weights, paid.values, strict=True) if value is not None]
         if not known:
@@ -90,6 +89,13 @@ class DatasetEnvironment:
             return [{"role": "user", "content": prompt}] if self.chat else prompt
         # Each row of a table has every key of every message, with None where a message lacks the key.
         return [{key: value for key, value in message.items() if value is not None} for message in prompt]
+
+
+def _said(functions: Functions | None, task: Task, completion: str) -> Said:
+    """What `functions` say about a completion. A function may change what it is given, and then those of another setting, and
+    other completions of the task, still see the row itself. Only reward functions see one another's changes, as with TRL."""
+    prompt, data = copy.deepcopy((task.prompt, dict(task.data)))
+    return functions.call(prompt, completion, data) if functions else Said([None])
 
 
 def _weights(given: list[float] | None, functions: Functions) -> list[float]:

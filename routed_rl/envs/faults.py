@@ -182,6 +182,8 @@ def _remedy(error: BaseException, data: Mapping[str, Any] | None) -> str:
             return 'Task takes a prompt and data: write Task(prompt, {"answer": ANSWER})'
         case TypeError() | AttributeError() if data is not None and "'Task' object" in describe(error):
             return f"read task.data[KEY]; the task's data has {', '.join(map(str, [*data][:8])) or 'no keys'}"
+        case AttributeError(obj=None, name="global_step" | "max_steps" | "epoch"):
+            return "an environment has no trainer_state: pay without it, or test whether it is None"
         case AttributeError(obj=None):
             return "a function such as re.search gives None where it finds nothing: test for that first"
         case UnicodeError():

@@ -4,11 +4,12 @@ A function gets by keyword `prompts`, `completions` (text, or a list with one as
 every column of the row except `prompt`, `completion` and `completion_ids`, and further `log_metric`, `log_extra`, and
 `trainer_state`, which is None. It returns a list with one number, or with None if it does not apply to the row; it may be async.
 Not covered: `completion_ids` (reading them raises), functions that compare the rows of a batch, reward models. Values given to
-`log_extra` are dropped; values given to `log_metric` become metrics of the completion.
+`log_extra` are dropped; values given to `log_metric` become metrics of the completion, without those that are nan, as in TRL.
 """
 
 import asyncio
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -42,6 +43,11 @@ class Said:
     values: list[float | None]
     metrics: dict[str, float] = field(default_factory=dict)
 
+    def log_metric(self, name: str, value: float) -> None:
+        """TRL's `log_metric`. TRL takes any name; here a name has no `/`, `.` or space, in place of which it gets `_`."""
+        if value == value:  # nan is not
+            self.metrics[re.sub(r"[/.\s]+", "_", str(name))] = value
+
 
 class Functions:
     """One or more reward functions, found by their `paths`. `setting` is the name of the setting that holds the paths, and
@@ -73,7 +79,7 @@ class Functions:
         answer = completion if isinstance(prompt, str) else [{"role": "assistant", "content": completion}]
         given: dict[str, Any] = {name: [data[name]] for name in self.passed} | {
             "prompts": [prompt], "completions": [answer], "completion_ids": NotGiven(), "trainer_state": None,
-            "log_extra": lambda column, values: None, "log_metric": said.metrics.__setitem__}
+            "log_extra": lambda column, values: None, "log_metric": said.log_metric}
         found = [function(**given) for function in self.functions]
         if any(map(inspect.isawaitable, found)):
             found = self._awaited(found)

@@ -202,6 +202,17 @@ def test_functions_get_what_trl_gives_and_what_they_log_is_a_metric(folder):
     assert "completion_ids are not given" in scored(made(reward="own.py:counts")).reason
 
 
+def test_a_metric_is_logged_as_trl_takes_it_by_keyword_under_any_name_and_not_where_it_is_nan(folder):
+    (folder / "says.py").write_text("def says(completions, log_metric, **_):\n    log_metric(name='form/ok rate', value=1.0)\n"
+                                    "    log_metric('spread', float('nan'))\n    return [1.0]\n")
+    assert scored(made(reward="says.py:says")) == Score(1.0, None, metrics={"form_ok_rate": 1.0})
+
+
+def test_a_function_that_reads_the_state_of_the_trainer_is_told_that_there_is_none(folder):
+    (folder / "late.py").write_text("def late(completions, trainer_state, **_):\n    return [trainer_state.global_step]\n")
+    assert scored(made(reward="late.py:late")).remedy.startswith("an environment has no trainer_state")
+
+
 def test_prompts_may_lie_in_a_column_of_the_name_that_functions_know_them_by(folder):
     (folder / "named.csv").write_text("prompts,answer\nsay a,a\nsay b,b\n")
     (folder / "echo.py").write_text("def echo(prompts, completions, **_):\n    return [float(prompts[0] == completions[0])]\n")
@@ -225,6 +236,19 @@ def test_a_function_that_changes_what_it_is_given_changes_no_row(folder):
     task = next(environment.tasks("train", 0))
     assert [environment.score(task, "").reward for _ in range(2)] == [2.0, 2.0]
     assert next(environment.tasks("train", 0)).data["left"] == [1.0, 2.0]
+
+
+def test_what_a_reward_function_does_to_a_row_reaches_neither_the_truth_nor_the_next_completion(folder):
+    (folder / "adds.py").write_text(
+        "def adds(prompts, completions, left, **_):\n    prompts[0] += completions[0]\n"
+        "    return [float(len(prompts[0]) + len(left[0].pop()))]\n\n"
+        "def whole(prompts, left, **_):\n    return [float(len(prompts[0]) == len(left[0]) == 1)]\n")
+    rows = [{"prompt": [{"role": "user", "content": text}], "left": ["x"]} for text in "ab"]
+    (folder / "left.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    environment = made(dataset="left.jsonl", reward="adds.py:adds", solve="adds.py:whole", flags={"seen": "adds.py:whole"})
+    task = next(environment.tasks("train", 0))
+    assert [environment.score(task, "yes") for _ in range(2)] == [Score(3.0, 1.0, {"seen": 1.0})] * 2
+    assert len(task.prompt) == 1
 
 
 def test_async_functions_run_side_by_side_in_one_loop(folder):
