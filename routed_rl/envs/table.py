@@ -77,7 +77,8 @@ def _of_library(shown: str, found: Any) -> Table:
     if not len(found):
         raise ConfigError(f"{shown} has no rows; give at least two")
     names = [name for name in found.column_names if name != KEY]
-    return Table(found.select_columns(names), names)
+    # A folder keeps the format with which it was saved, which may hide columns, or give tensors in place of numbers.
+    return Table(found.with_format(None).select_columns(names), names)
 
 
 def _from_file(shown: str, place: Path) -> list[Any]:
@@ -89,8 +90,12 @@ def _from_file(shown: str, place: Path) -> list[Any]:
         import pandas
         import pyarrow
 
+        table = pandas.read_csv(place)
+        if not isinstance(table.index, pandas.RangeIndex):  # pandas takes the cells that are too many for names of the rows
+            raise ConfigError(f"{shown}: its rows have more cells than its first line; write texts with commas in quotes, and no "
+                              "comma at the end of a line")
         # `datasets` also reads an empty cell as None.
-        return pyarrow.Table.from_pandas(pandas.read_csv(place), preserve_index=False).to_pylist()
+        return pyarrow.Table.from_pandas(table, preserve_index=False).to_pylist()
     text = place.read_text(encoding="utf-8-sig")
     if text.lstrip().startswith("["):
         return json.loads(text)

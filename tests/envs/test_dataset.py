@@ -156,6 +156,13 @@ def test_a_split_for_evaluation_leaves_every_row_to_train(folder):
     assert sorted(prompts(environment, "eval")) == sorted(row["prompt"] for row in ROWS[30:])
 
 
+def test_a_saved_folder_gives_all_columns_as_they_are_whatever_format_it_was_saved_with(folder):
+    rows = [{"prompt": text, "answer": place} for place, text in enumerate("ab")]
+    datasets.Dataset.from_list(rows).with_format("numpy", columns=["answer"]).save_to_disk(folder / "shown")
+    tasks = sorted(made(dataset="shown", holdout=0).tasks("train", 0), key=lambda task: str(task.prompt))
+    assert [(task.prompt, task.data["answer"], type(task.data["answer"])) for task in tasks] == [("a", 0, int), ("b", 1, int)]
+
+
 def test_a_name_that_is_not_here_is_asked_of_the_hub(folder, monkeypatch):
     """The Hub is a stand-in."""
     asked = []
@@ -322,6 +329,7 @@ WRONG = [
     ({"dataset": "list.json"}, "row 2 is '7', no object"),
     ({"dataset": "blank.csv"}, "the prompt of row 2 is 'None'; it must be text or chat messages"),
     ({"dataset": "one.csv"}, "has one prompt, so none can be held back.*holdout=0"),
+    ({"dataset": "commas.csv"}, "its rows have more cells than its first line; write texts with commas in quotes"),
     ({"dataset": "image.csv"}, "has the column image; images are not covered"),
     ({"dataset": "said.csv"}, "has the column completions, and reward functions are given completions of their own; remove the"),
     ({"dataset_config": "main"}, "has no dataset_config=main"),
@@ -353,6 +361,7 @@ def test_what_is_wrong_is_said_in_one_line_before_any_work(folder, settings, mes
     (folder / "list.json").write_text('[{"prompt": "a"}, 7]')
     (folder / "blank.csv").write_text("prompt,answer\na,1\n,2\n")
     (folder / "one.csv").write_text("prompt,answer\na,1\na,2\n")
+    (folder / "commas.csv").write_text("prompt,answer\nadd 1, then 2,3\nadd 2, then 2,4\n")
     (folder / "image.csv").write_text("prompt,image\na,1\nb,2\n")
     (folder / "said.csv").write_text("prompt,completions\na,1\nb,2\n")
     with pytest.raises(ConfigError, match=message) as caught:
