@@ -50,11 +50,11 @@ class DatasetEnvironment:
             raise ConfigError(f"eval_split={eval_split} is the split that trains; give another one, or leave it out: holdout=0.1")
         self.prompt_column, self.chat = prompt_column, chat
         table = read_table(dataset, dataset_config, split)
-        keys = prompt_keys(f"dataset={dataset}", table, prompt_column)
+        keys = prompt_keys(f"dataset={dataset}", table, prompt_column, chat=chat)
         self.places = {name: (table, rows) for name, rows in divided(dataset, keys, 0 if eval_split else holdout).items()}
         if eval_split:
             held = read_table(dataset, dataset_config, eval_split)
-            prompt_keys(f"dataset={dataset} split={eval_split}", held, prompt_column)
+            prompt_keys(f"dataset={dataset} split={eval_split}", held, prompt_column, chat=chat)
             if missing := [name for name in table.columns if name not in held.columns]:
                 raise ConfigError(f"dataset={dataset} split={eval_split} has no column {missing[0]}, which the split that trains "
                                   "has; add it, or take another eval_split")

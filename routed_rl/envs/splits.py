@@ -9,13 +9,14 @@ from routed_rl.envs.table import Table
 from routed_rl.errors import ConfigError
 
 IMAGES = ("image", "images")
-GIVEN = ("prompts", "completions")
+GIVEN = ("prompts", "completions", "trainer_state", "log_metric", "log_extra")
 """The arguments that a reward function gets beside the columns of its dataset, so that no column may have such a name."""
 
 
-def prompt_keys(shown: str, table: Table, column: str) -> list[str]:
-    """The prompt of each row, in the column `column`, as text. `shown` names the dataset in messages. ConfigError if the column
-    is missing, if a prompt is neither text nor chat messages, or if another column has a name that the dataset may not use."""
+def prompt_keys(shown: str, table: Table, column: str, *, chat: bool = False) -> list[str]:
+    """The prompt of each row, in the column `column`, as text. `shown` names the dataset in messages. `chat`: whether text
+    becomes the message of a user. ConfigError if the column is missing, if a prompt is empty or neither text nor chat messages,
+    if some prompts are text and others chat messages, or if another column has a name that the dataset may not use."""
     if column not in table.columns:
         raise ConfigError(f"{shown} has no column {column}, it has {', '.join(table.columns)}; set prompt_column to the one that "
                           "holds the prompts")
@@ -25,11 +26,16 @@ def prompt_keys(shown: str, table: Table, column: str) -> list[str]:
         raise ConfigError(f"{shown} has the column {taken[0]}, and reward functions are given {taken[0]} of their own; remove "
                           f"the column or rename it; if it holds the prompts, set prompt_column={taken[0]}")
     keys: list[str] = []
+    kinds: dict[str, int] = {}
     for number, prompt in enumerate(table.column(column), 1):
         if not _is_prompt(prompt):
-            raise ConfigError(f"{shown}: the prompt of row {number} is {str(prompt)[:40]!r}; it must be text or chat messages of "
-                              "text, [{role: user, content: TEXT}]")
+            raise ConfigError(f"{shown}: the prompt of row {number} is {prompt!r:.60}; it must be text or chat messages of text, "
+                              "[{role: user, content: TEXT}], and not empty")
+        kinds.setdefault("text" if isinstance(prompt, str) and not chat else "chat messages", number)
         keys.append(prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True))
+    if len(kinds) > 1:
+        raise ConfigError(f"{shown}: the prompt of row {kinds['text']} is text and that of row {kinds['chat messages']} chat "
+                          "messages; give all as one of the two, or set chat=true, which makes text the message of a user")
     return keys
 
 

@@ -12,7 +12,7 @@ from routed_rl.canary import KEY, without_canary
 from routed_rl.errors import ConfigError, reading
 
 KINDS = (".jsonl", ".json", ".csv", ".parquet")
-"""The endings of file names that can be read."""
+"""The endings of file names that can be read, in small or capital letters."""
 SPLIT = "train"
 
 
@@ -43,7 +43,7 @@ def read_table(dataset: str, name: str | None = None, split: str | None = None) 
     try:
         place = find_data(dataset)
     except FileNotFoundError:
-        if Path(dataset).suffix in KINDS:
+        if Path(dataset).suffix.lower() in KINDS:
             raise ConfigError(f"{shown}: no such file; give a path relative to here, or an absolute one") from None
         return _of_library(shown, _from_hub(shown, dataset, name, split or SPLIT))
     if name is not None:
@@ -53,18 +53,19 @@ def read_table(dataset: str, name: str | None = None, split: str | None = None) 
         return _of_library(shown, _from_folder(shown, place, split))
     if split is not None:
         raise ConfigError(f"{shown} is a file, which has no split {split}; leave that out: holdout=0.1 holds rows back")
-    if place.suffix not in KINDS:
+    kind = place.suffix.lower()
+    if kind not in KINDS:
         raise ConfigError(f"{shown} is none of {', '.join(KINDS)}; write it as one of these, or as a folder by save_to_disk")
-    kinds = " or ".join(dict.fromkeys([place.suffix[1:], KINDS[0][1:]]))
+    kinds = " or ".join(dict.fromkeys([kind[1:], KINDS[0][1:]]))
     with reading(ConfigError, f"{shown} cannot be read; give rows as {kinds}, or by save_to_disk"):
-        return _of_list(shown, _from_file(shown, place))
+        return _of_list(shown, _from_file(shown, place, kind))
 
 
 def _of_list(shown: str, rows: list[Any]) -> Table:
     """Make a table of `rows`, without canaries. A row that lacks a column has None there, as in `datasets`. ConfigError, which
     begins with `shown`, if an entry is no mapping or there is no row."""
     if wrong := [number for number, row in enumerate(rows, 1) if not isinstance(row, dict)]:
-        raise ConfigError(f"{shown}: row {wrong[0]} is {str(rows[wrong[0] - 1])[:40]!r}, no object; write one JSON object for "
+        raise ConfigError(f"{shown}: row {wrong[0]} is {rows[wrong[0] - 1]!r:.60}, no object; write one JSON object for "
                           "each row")
     rows = [without_canary(row) for row in rows]
     columns = list(dict.fromkeys(key for row in rows for key in row))
@@ -81,12 +82,12 @@ def _of_library(shown: str, found: Any) -> Table:
     return Table(found.with_format(None).select_columns(names), names)
 
 
-def _from_file(shown: str, place: Path) -> list[Any]:
-    if place.suffix == ".parquet":
+def _from_file(shown: str, place: Path, kind: str) -> list[Any]:
+    if kind == ".parquet":
         import pyarrow.parquet
 
         return pyarrow.parquet.read_table(place).to_pylist()
-    if place.suffix == ".csv":
+    if kind == ".csv":
         import pandas
         import pyarrow
 

@@ -326,8 +326,13 @@ WRONG = [
     ({"dataset": "empty.jsonl"}, "has no rows"),
     ({"dataset": "torn.jsonl"}, "torn.jsonl, line 2 is not JSON; write one object a line: JSONDecodeError"),
     ({"prompts": "prompt"}, "got an unexpected keyword argument 'prompts'; did you mean env.x.prompt_column"),
-    ({"dataset": "list.json"}, "row 2 is '7', no object"),
-    ({"dataset": "blank.csv"}, "the prompt of row 2 is 'None'; it must be text or chat messages"),
+    ({"dataset": "list.json"}, "row 2 is 7, no object"),
+    ({"dataset": "blank.csv"}, "the prompt of row 2 is None; it must be text or chat messages"),
+    ({"dataset": "numbers.csv"}, "the prompt of row 1 is 7; it must be text"),
+    ({"dataset": "nothing.jsonl"}, "the prompt of row 1 is ''; it must be text or chat messages of text, .*, and not empty"),
+    ({"dataset": "mixed.jsonl"}, "the prompt of row 1 is text and that of row 2 chat messages; .*or set chat=true"),
+    ({"dataset": "state.csv"}, "has the column trainer_state, and reward functions are given trainer_state of their own"),
+    ({"dataset": "LIST.JSON"}, "row 2 is 7, no object"),
     ({"dataset": "one.csv"}, "has one prompt, so none can be held back.*holdout=0"),
     ({"dataset": "commas.csv"}, "its rows have more cells than its first line; write texts with commas in quotes"),
     ({"dataset": "image.csv"}, "has the column image; images are not covered"),
@@ -361,6 +366,11 @@ def test_what_is_wrong_is_said_in_one_line_before_any_work(folder, settings, mes
     (folder / "list.json").write_text('[{"prompt": "a"}, 7]')
     (folder / "blank.csv").write_text("prompt,answer\na,1\n,2\n")
     (folder / "one.csv").write_text("prompt,answer\na,1\na,2\n")
+    (folder / "LIST.JSON").write_text('[{"prompt": "a"}, 7]')
+    (folder / "numbers.csv").write_text("prompt,answer\n7,1\n8,2\n")
+    (folder / "nothing.jsonl").write_text('{"prompt": ""}\n')
+    (folder / "mixed.jsonl").write_text('{"prompt": "a"}\n{"prompt": [{"role": "user", "content": "b"}]}\n')
+    (folder / "state.csv").write_text("prompt,trainer_state\na,1\nb,2\n")
     (folder / "commas.csv").write_text("prompt,answer\nadd 1, then 2,3\nadd 2, then 2,4\n")
     (folder / "image.csv").write_text("prompt,image\na,1\nb,2\n")
     (folder / "said.csv").write_text("prompt,completions\na,1\nb,2\n")
