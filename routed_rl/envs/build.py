@@ -2,11 +2,7 @@
 registry."""
 
 import importlib
-import importlib.util
 import inspect
-import os
-import sys
-import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +12,7 @@ from routed_rl.config import closest
 from routed_rl.envs.contract import check_methods
 from routed_rl.envs.core import AnyEnvironment, Environment, EpisodicEnvironment
 from routed_rl.envs.faults import definition, failure_of
+from routed_rl.envs.modules import module_from_file
 from routed_rl.errors import ConfigError, RoutedRLError, TaskError
 
 
@@ -55,7 +52,9 @@ def _check_arguments(name: str, attribute: str, factory: Any, arguments: dict[st
         missing = [key for key, each in named.items() if each.default is each.empty and key not in arguments]
         strange = [key for key in arguments if key not in named]
         near = closest(strange[0], [*named], 0.6) if strange else None
-        if "reward" in strange:
+        if "completions" in missing:
+            hint = f"a reward function is given as env.{name}.reward, with env.{name}.dataset and without env.{name}.path"
+        elif "reward" in strange:
             hint = f"a dataset with a reward function needs no class: leave env.{name}.path out"
         elif near:
             hint = f"did you mean env.{name}.{near}?"
@@ -79,10 +78,14 @@ def find_object(setting: str, path: str, kind: str = "class") -> Any:
     except FileNotFoundError:
         raise ConfigError(f"{setting}={path}: no such file; give a path relative to here, or an absolute one") from None
     try:
-        module = importlib.import_module(place) if file is None else _module_from_file(file)
+        module = importlib.import_module(place) if file is None else module_from_file(file, f"{setting}={path}")
     except RoutedRLError:
         raise
     except (Exception, SystemExit) as error:
+        if file is None and isinstance(error, ModuleNotFoundError) and f"{place}.".startswith(f"{error.name}."):
+            here = f"{place.replace('.', '/')}.py"
+            way = f"write {here}:{name}" if Path(here).is_file() else f"pip install what has it, or write FILE.py:{word}"
+            raise ConfigError(f"{setting}={path}: there is no module {error.name}; {way}") from None
         raise ConfigError(f"{setting}={path}: {failure_of(error, 'cannot be loaded:').text}") from error
     if (found := getattr(module, name, None)) is not None:
         return found
@@ -91,25 +94,3 @@ def find_object(setting: str, path: str, kind: str = "class") -> Any:
     near = closest(name, offered, 0.6)
     hint = f"did you mean {near}?" if near else f"it has {', '.join(offered[:8])}" if offered else f"write a {kind} there"
     raise ConfigError(f"{setting}={path}: {place} has no {kind} {name}; {hint}")
-
-
-def _module_from_file(file: Path) -> Any:
-    """The module in `file`, which is imported only once. The module has the same name in every process, so that its objects can
-    be pickled."""
-    name = f"routed_rl_env_{file.stem}_{zlib.crc32(os.fsencode(file)):08x}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    # A plug-in may keep helpers beside itself.
-    sys.path.insert(0, str(file.parent))
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    finally:
-        sys.path.remove(str(file.parent))
-    return module

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import types
 from itertools import islice
 from pathlib import Path
@@ -12,10 +13,11 @@ from typing import Any, get_args
 import pytest
 
 from routed_rl.config import Config, EvaluationConfig
-from routed_rl.envs import Conversation, Scorer, check_prompts, has_episodes, load_environments, task_stream
-from routed_rl.envs.build import find_object
+from routed_rl.envs import Conversation, Score, Scorer, Task, check_prompts, has_episodes, load_environments, task_stream
+from routed_rl.envs.build import build, find_object
 from routed_rl.envs.faults import Failure, Kind
 from routed_rl.envs.host.wire import pack_score, unpack_failure
+from routed_rl.envs.scoring import score_one
 from routed_rl.errors import ConfigError, RoutedRLError, TaskError
 from routed_rl.exits import guarded
 from routed_rl.inspection import check_environments, try_environments
@@ -156,6 +158,28 @@ def test_a_name_that_is_not_there_is_answered_with_what_is(path, kind, hint, wri
     written(Mistake(f"def helped():\n    pass\n\n\n{MISTAKES['no score'].text}".replace("helped", "help"), "", "", ""))
     with pytest.raises(ConfigError, match=re.escape(hint)):
         find_object("env.x.path", path, kind)
+
+
+def test_a_file_without_its_ending_and_a_reward_function_as_a_class_are_answered_with_what_to_write(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("pay.py").write_text("def pays(completions, answer, **kwargs):\n    return [1.0]\n")
+    for path, hint in ("pay:pays", "write pay.py:pays"), ("yours.own:pays", "no module yours; pip install what has it, or"):
+        with pytest.raises(ConfigError, match=hint):
+            find_object("env.x.reward", path, "function")
+    with pytest.raises(ConfigError, match=r"a reward function is given as env\.x\.reward, with env\.x\.dataset"):
+        build("x", "pay.py:pays", {"dataset": "rows.jsonl"})
+
+
+def test_a_helper_is_found_when_a_function_imports_it_and_that_of_another_plug_in_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    text = MISTAKES["returns a float"].text.replace("return 0.5", "import aide_of_mine\n        return Score(aide_of_mine.paid)")
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "aide_of_mine.py").write_text("paid = 0.25\n")
+        (tmp_path / folder / "mine.py").write_text(text)
+    assert score_one(build("x", f"{tmp_path}/one/mine.py:Mine", {}), Task("say it"), "") == Score(0.25)
+    with pytest.raises(ConfigError, match="it imports aide_of_mine, and this process has loaded .*aide_of_mine.py under"):
+        build("y", f"{tmp_path}/two/mine.py:Mine", {})
 
 
 @pytest.mark.parametrize(("isolate", "below", "said"), [
