@@ -342,8 +342,24 @@ def test_a_schedule_of_any_kind_goes_on_from_its_file(tmp_path):
 def test_rows_without_an_environment_are_evaluated_without_metrics_of_one():
     made = LabelledRows(["a"], "environment", [right], 1, CompletionFiles(None, 0))
     entries: list[dict[str, Any]] = [{"environment": "a"}, {"environment": None}, {}]
-    assert made.means(entries, [Score(1.0), Score(2.0), None]) == {
+    made.evaluated(entries, [Score(1.0), Score(2.0), None])
+    assert made.take_evaluated() == {
         "environment/a/reward": 1.0, "environment/a/solve": 0.0, "environment/a/failures": 0}
+
+
+@pytest.mark.slow
+def test_each_of_several_datasets_is_evaluated_under_its_name_by_means_over_rows_and_not_over_batches(parts, tmp_path):
+    def worth(completions: list[Any], worth: list[float], **_: Any) -> list[float]:
+        return worth
+
+    easy = rows(4, environment=["a", "a", "a", "b"], worth=[0.0, 0.0, 1.0, 0.0])  # two prompts in a batch
+    hard = easy.map(lambda row: {"worth": row["worth"] - 1})
+    made = trainer(parts, tmp_path, functions=worth, dataset=rows(worth=[0.0] * 16), routing=PLAIN, subspace=None,
+                   eval_dataset={"easy": easy, "hard": hard})
+    found = made.evaluate()
+    assert found["eval_easy_environment/a/reward"] == pytest.approx(1 / 3)
+    assert found["eval_hard_environment/a/reward"] == found["eval_environment/a/reward"] == pytest.approx(-2 / 3)
+    assert made.evaluate(easy)["eval_environment/a/reward"] == pytest.approx(1 / 3)
 
 
 def test_a_halt_stops_after_a_checkpoint_and_is_told_and_going_on_wants_new_evidence(parts, tmp_path):

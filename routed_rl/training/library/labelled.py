@@ -33,7 +33,7 @@ class LabelledRows:
         self.practising: list[bool] = []
         self.failed: list[bool] = []
         self.payment: Payment | None = None
-        self._book = ScoreBook()
+        self._book, self._evaluated = ScoreBook(), ScoreBook()
         self._made = Counter[str]()
         """The number of tasks of each environment so far."""
         self._places: dict[int, tuple[int, int]] = {}
@@ -87,14 +87,16 @@ class LabelledRows:
         self.completions.write(rows, step)
         self.failed = [score is None for score in scores]
 
-    def means(self, inputs: list[dict[str, Any]], scores: list[Score | None]) -> dict[str, float]:
-        """Return metrics of rows that were evaluated, for each environment, from the entries of the dataset and their scores.
-        Entries that name no environment are left out."""
-        book = ScoreBook()
+    def evaluated(self, inputs: list[dict[str, Any]], scores: list[Score | None]) -> None:
+        """Record the scores of a batch of rows that are evaluated, which are entries of the dataset. Entries that name no
+        environment are left out."""
         for row, score in zip(inputs, scores, strict=True):
             if self.column is None or isinstance(row.get(self.column), str):
-                book.add(self.name_of(row), score, practised=False)
-        return book.take({})
+                self._evaluated.add(self.name_of(row), score, practised=False)
+
+    def take_evaluated(self) -> dict[str, float]:
+        """Return metrics of all rows that were evaluated since the last call of this method, for each environment."""
+        return self._evaluated.take({})
 
     def take_metrics(self) -> dict[str, float]:
         """Return metrics of the rewards since the last call of this method, for each environment."""

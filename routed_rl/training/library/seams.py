@@ -28,6 +28,8 @@ class LibrarySeams(RoutedTrainerMixin):
     prints = True
     labelled: LabelledRows
     """The rows of the trainer's dataset."""
+    _evaluating = ""
+    """The name of the dataset that is evaluated, if `eval_dataset` has several; otherwise empty."""
     _sampler: Any = None
     """The sampler by which TRL draws the order of the dataset's entries; None for a dataset that is streamed."""
 
@@ -51,9 +53,24 @@ class LibrarySeams(RoutedTrainerMixin):
         if trainer.model.training:
             self.labelled.paid(inputs, prompts, completions, scores, trainer.state.global_step + 1)
         else:
-            for name, value in self.labelled.means(inputs, scores).items():
-                trainer._metrics["eval"][name].append(value)
+            self.labelled.evaluated(inputs, scores)
         return by_function
+
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+                 ) -> dict[str, float]:
+        """TRL's evaluation, which calls this method once more for each of several datasets, with the prefix `eval_NAME`."""
+        self.labelled.take_evaluated()  # of an evaluation that an exception has ended
+        self._evaluating = metric_key_prefix.removeprefix("eval").removeprefix("_")
+        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the metrics of an evaluation. TRL names its own ones alike for all datasets, so that of several datasets only the
+        last one's would be left; therefore they are there under the dataset's name as well."""
+        trainer: Any = self
+        for key, value in ({} if trainer.model.training else self.labelled.take_evaluated()).items():
+            for name in (key, *([f"{self._evaluating}_{key}"] if self._evaluating else [])):
+                trainer._metrics["eval"][name].append(value)
+        super().log(logs, start_time)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
