@@ -28,8 +28,11 @@ def checked(text: str, folder: Path) -> str:
     mistake that can be seen before Hydra composes the settings."""
     if text.startswith("=") or ("=" not in text and not text.startswith("~")):
         raise ConfigError(f"{text!r} is no setting; write KEY=VALUE, such as subspace.rank=6")
-    if text.startswith(("env.", "+env.", "++env.")) and "" in text.partition("=")[0].split("."):
-        raise ConfigError(f"{text!r}: an environment's name and its settings' names must not be empty; write env.NAME.KEY=VALUE")
+    if text.startswith(("env.", "+env.", "++env.")):
+        if "" in (parts := (key := text.partition("=")[0]).split(".")):
+            raise ConfigError(f"{text!r}: an environment's name and its settings' names must not be empty; write "
+                              "env.NAME.KEY=VALUE")
+        _check_letters(key, [part for part in parts if set(part) & set("/@:")])
     if long := [part for part in text.partition("=")[0].split(".") if len(part) > LONGEST_NAME]:
         raise ConfigError(f"{long[0][:20]}... is a name of {len(long[0])} characters; take at most {LONGEST_NAME}")
     text, override = parse_override(text)
@@ -55,7 +58,7 @@ def parse_override(text: str) -> tuple[str, Override]:
         return text, parser.parse_override(text)
     except HydraException as error:
         key, _, value = text.partition("=")
-        _check_letters(key)
+        _check_letters(key, [part for part in key.lstrip("+~").split(".") if not NAME.fullmatch(part)])
         if not key.strip("+~") or value[:1] in ("[", "{", "'", '"'):
             raise ConfigError(f"cannot read {text!r} ({one_line(error)}); quote a value with special characters twice: "
                               f"'{key}=\"VALUE\"'") from error
@@ -65,11 +68,12 @@ def parse_override(text: str) -> tuple[str, Override]:
         raise ConfigError(f"cannot read {text!r} ({one_line(error)}); write KEY=VALUE") from error
 
 
-def _check_letters(key: str) -> None:
-    """Raise ConfigError if `key`, all before the `=` of an override, holds a sign that Hydra cannot read there. In a setting that
-    exists, only names that a user chose, such as those of environments, can hold one."""
-    if key.strip("+~") and (wrong := next((part for part in key.lstrip("+~").split(".") if not NAME.fullmatch(part)), None)):
-        raise ConfigError(f"{key}: {wrong!r} cannot be the name of a setting or an environment; take letters from a to z, "
+def _check_letters(key: str, wrong: list[str]) -> None:
+    """Raise ConfigError if `wrong`, the parts of `key` (all before the `=` of an override) that hold a sign which Hydra cannot
+    read there, is not empty. In a setting that exists, only names that a user chose, such as those of environments, can hold
+    one."""
+    if key.strip("+~") and wrong:
+        raise ConfigError(f"{key}: {wrong[0]!r} cannot be the name of a setting or an environment; take letters from a to z, "
                           "digits, _ and -, and begin with a letter")
 
 

@@ -398,6 +398,12 @@ def test_an_empty_name_is_refused_as_typed(text):
         compose([text])
 
 
+@pytest.mark.parametrize("name", ["a/b", "a@b", "a:b", "1x", "é"])
+def test_a_name_with_a_sign_that_no_setting_can_have_is_named(name):
+    with pytest.raises(ConfigError, match=f"{name!r} cannot be the name of a setting or an environment; take letters"):
+        compose([f"env.{name}.path=a.py:B"])
+
+
 def test_paths_are_found_again_from_another_folder(folder, monkeypatch):
     written(folder, "saved")
     typed = ["env=empty", "env.x.dataset=rows.jsonl", "env.x.reward=[own.py:right,own.py:odd]", "env.x.solve=own.py:right",
