@@ -4,6 +4,7 @@ tokens."""
 import dataclasses
 import inspect
 import itertools
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -64,8 +65,7 @@ class Conversation:
         first = checked(self._episode, "start", self._episode.start(task))
         if first is not None:
             self.messages = list(first)
-        self.tools = list(getattr(self._episode, "tools", Episode.tools))
-        self._max_turns = int(getattr(self._episode, "max_turns", Episode.max_turns))
+        self.tools, self._max_turns = settings_of(self._episode)
 
     def _copy(self) -> list[Message]:
         """A copy of the messages, because an episode may change what it is given."""
@@ -104,6 +104,19 @@ def episode_of(environment: Any) -> Any:
         "is a class", f"{found.__name__}()")
     raise ContractError(shortened(f"episode returned {found!r:.60}, which {problem}"), f"write return {remedy}",
                         lines_of(environment).get("episode", ""))
+
+
+def settings_of(episode: Any) -> tuple[list[dict[str, Any]], int]:
+    """The `tools` and `max_turns` that an episode has after `start`. ContractError, with the line of its class, if the tools are
+    no JSON schemas, or if the other is no whole number."""
+    tools, turns = getattr(episode, "tools", None) or (), getattr(episode, "max_turns", Episode.max_turns)
+    try:
+        return [dict(tool) for tool in tools], operator.index(turns)
+    except (TypeError, ValueError):
+        at_fault = not hasattr(type(turns), "__index__")
+    name, value, remedy = ("max_turns", turns, "give a whole number") if at_fault else (
+        "tools", tools, "give a list of JSON schemas, as transformers.utils.get_json_schema makes one of a function")
+    raise ContractError(shortened(f"{name} is {value!r:.100}"), remedy, definition(type(episode)))
 
 
 def checked(episode: Any, method: str, answer: Any) -> Any:

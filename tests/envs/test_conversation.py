@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -123,6 +124,15 @@ def test_errors_outside_step_are_failures_too(where):
         conversation, _ = talk(start=(lambda task: boom()) if where == "start" else (lambda task: ["hello"]))
     assert conversation.messages == TASK.prompt  # there is still something to put before the model
     assert conversation.reply("one") == [] and isinstance(conversation.outcome, Failure)
+
+
+@pytest.mark.parametrize(("attributes", "reason"), [
+    ({"tools": [boom]}, r"tools is \[<function boom.*; give a list of JSON schemas, as .*get_json_schema"),
+    ({"tools": boom}, "tools is <function boom"), ({"max_turns": None}, "max_turns is None; give a whole number")])
+def test_tools_that_are_functions_and_turns_that_are_no_number_are_told_and_do_not_reach_the_chat_template(attributes, reason):
+    conversation, _ = talk(lambda: AGAIN, **attributes)
+    assert isinstance(conversation.outcome, Failure) and re.search(reason, conversation.outcome.text)
+    assert "test_conversation.py:" in conversation.outcome.place and conversation.tools == ()
 
 
 def test_a_plug_in_that_calls_exit_is_a_failure_and_does_not_end_the_run():

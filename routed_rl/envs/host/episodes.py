@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from routed_rl.envs.conversation import checked, episode_of
+from routed_rl.envs.conversation import checked, episode_of, settings_of
 from routed_rl.envs.core import Episode, Message, Score, Task
 from routed_rl.envs.faults import ContractError, definition
 from routed_rl.envs.host.wire import is_plain, pack_score, pack_task, unpack_score, unpack_task
@@ -61,9 +61,8 @@ class OpenEpisodes:
         task = unpack_task(request["task"], sealed=False)
         if method == "start":
             episode = episode_of(environment)
-            said = {"answer": checked(episode, "start", episode.start(task)),
-                    "tools": [dict(tool) for tool in getattr(episode, "tools", Episode.tools)],
-                    "max_turns": int(getattr(episode, "max_turns", Episode.max_turns))}
+            said = {"answer": checked(episode, "start", episode.start(task))}
+            said |= dict(zip(("tools", "max_turns"), settings_of(episode), strict=True))
         else:
             episode = self.open.pop(number, None) or self._played_again(episode_of(environment), task, messages)
             said = _turn(episode, method, messages)
