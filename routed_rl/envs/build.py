@@ -15,6 +15,10 @@ from routed_rl.envs.faults import definition, failure_of
 from routed_rl.envs.modules import module_from_file
 from routed_rl.errors import ConfigError, RoutedRLError, TaskError
 
+TOKEN_ENV = "token_env"
+"""The setting that names environment variables with secrets, which the process of an environment then sees. It is an argument of
+the class only if the class takes it."""
+
 
 def build(name: str, path: str, arguments: dict[str, Any]) -> AnyEnvironment:
     """Import the class at `path`, call it with `arguments` and return the environment `name`. ConfigError if the object does not
@@ -23,6 +27,8 @@ def build(name: str, path: str, arguments: dict[str, Any]) -> AnyEnvironment:
     if not callable(factory):
         raise ConfigError(f"env.{name}.path={path}: {attribute} is an object of the class {type(factory).__name__}, no class; "
                           "give the name of a class, or of a function that returns an environment")
+    if TOKEN_ENV in arguments and not _takes(factory, TOKEN_ENV):  # for most classes it is enough that the process sees it
+        arguments = {key: value for key, value in arguments.items() if key != TOKEN_ENV}
     _check_arguments(name, attribute, factory, arguments)
     try:
         environment = factory(**arguments)
@@ -39,6 +45,11 @@ def build(name: str, path: str, arguments: dict[str, Any]) -> AnyEnvironment:
                           "score(task, completion), or episode() for several turns; add what is missing")
     check_methods(name, environment)
     return environment
+
+
+def _takes(factory: Any, argument: str) -> bool:
+    parameters = inspect.signature(factory).parameters
+    return argument in parameters or any(each.kind is each.VAR_KEYWORD for each in parameters.values())
 
 
 def _check_arguments(name: str, attribute: str, factory: Any, arguments: dict[str, Any]) -> None:

@@ -34,10 +34,9 @@ class DatasetEnvironment:
     def __init__(self, dataset: str = "", reward: str | list[str] = "", reward_weights: list[float] | None = None,
                  solve: str = "", flags: Mapping[str, str] | None = None, prompt_column: str = "prompt", chat: bool = False,
                  dataset_config: str | None = None, split: str | None = None, eval_split: str | None = None,
-                 holdout: float = 0.1, token_env: str | None = None) -> None:
-        """The parameters are those of the class. `token_env` names an environment variable with a secret, such as HF_TOKEN, that
-        the Hub, or a function of `reward`, `solve` or `flags`, needs. An isolated process sees such a variable only if it is
-        named here."""
+                 holdout: float = 0.1, token_env: str | list[str] | None = None) -> None:
+        """The parameters are those of the class. `token_env` names environment variables with secrets, such as HF_TOKEN, that the
+        Hub, or a function of `reward`, `solve` or `flags`, needs; the process of the environment sees these."""
         if not dataset:
             raise ConfigError(f"reward={reward} has no rows; set dataset to a file, a saved folder, or a name on the Hub")
         if not reward:

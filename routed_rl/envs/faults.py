@@ -6,6 +6,7 @@ are named only if there is no other line. Code that a plug-in generates (`exec`)
 
 import inspect
 import os
+import re
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +22,8 @@ LONGEST = 200
 OURS = str(Path(__file__).parents[1]) + os.sep
 PYTHON = sysconfig.get_path("stdlib") + os.sep
 INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
+VARIABLE = re.compile(r"\b[A-Z][A-Z0-9_]*_(?:KEY|TOKEN|SECRET|PASSWORD)\b")
+"""Pattern of the names that environment variables with secrets have."""
 ANY_TEXT = "a completion may be any text, empty too: return Score(0.0) for one that cannot be read"
 
 
@@ -161,9 +164,12 @@ def _shown(file: str, line: int) -> str:
 def _remedy(error: BaseException, data: Mapping[str, Any] | None) -> str:
     """The likely remedy for an exception in a plug-in. `data`: the data of the task that was scored; None if the exception did
     not come from scoring."""
+    secret = next((name for name in VARIABLE.findall(describe(error)) if name not in os.environ), None)
     match error:
         case ContractError():
             return error.remedy
+        case _ if secret and not (data and secret in data):
+            return f"an environment's process sees no secret: export {secret} and set env.NAME.token_env={secret}"
         case ModuleNotFoundError(name=str(module)):
             return f"pip install what has {module}, or put {module.partition('.')[0]}.py beside the plug-in"
         case ImportError() if "relative import" in describe(error):

@@ -69,6 +69,8 @@ MISTAKES = {
     "wrong name of a flag": score("return Score(1.0, flags=['reward'])", DEF_SCORE, "a flag or a metric 'reward'", "rename it"),
     "key is not there": score("return Score(task.data['solution'])", "'solution'", "raised KeyError: 'solution'",
                               "the task's data has answer"),
+    "misses a secret": score("import os; return Score(float(os.environ['JUDGE_API_KEY']))", "JUDGE_API_KEY", "raised KeyError",
+                             "export JUDGE_API_KEY and set env.NAME.token_env=JUDGE_API_KEY"),
     "finds nothing": score("import re; return Score(float(re.search('x', completion).group()))", ".group()",
                            "raised AttributeError: 'NoneType'", "re.search gives None"),
     "reads the task itself": score("return Score(float(task['answer'] == completion))", "task['answer']", "not subscriptable",

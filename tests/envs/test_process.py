@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from routed_rl.envs import EnvironmentProcess, Failure, Isolation, Score, Task
+from routed_rl.envs import EnvironmentProcess, Failure, Isolation, Score, Task, load_environments
 from routed_rl.envs.build import build
 from routed_rl.envs.host.child import scrubbed
 from routed_rl.envs.scoring import score_many
@@ -339,6 +339,17 @@ def test_secrets_are_not_visible_and_the_rest_is(fresh, monkeypatch, name):
     there = fresh()
     assert there.score(Task("?"), f"variable {name}").reward == 0.0
     assert there.score(Task("?"), "variable ORDINARY").reward == 1.0
+
+
+@pytest.mark.slow
+def test_secrets_that_the_settings_name_are_visible_also_where_the_class_takes_no_such_setting(monkeypatch):
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "HF_TOKEN"):
+        monkeypatch.setenv(name, "hidden")
+    settings = {"path": f"{PLUGINS}:Plain", "token_env": ["OPENAI_API_KEY", "OPENAI_BASE_URL"]}
+    there = load_environments({"x": settings})[0].environment
+    seen = [there.score(Task("?"), f"variable {name}").reward for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "HF_TOKEN")]
+    assert seen == [1.0, 1.0, 0.0]
+    there.close()
 
 
 def test_what_processes_need_is_not_taken_for_a_secret():

@@ -11,6 +11,7 @@ import weakref
 from typing import Any
 
 from routed_rl import errors
+from routed_rl.envs.build import TOKEN_ENV
 from routed_rl.envs.faults import Failure
 from routed_rl.envs.host.child import Child
 from routed_rl.envs.host.isolation import Isolation
@@ -52,7 +53,8 @@ class Processes:
 
     def _start(self) -> Child:
         # A variable with a token goes only to environments whose settings name it.
-        told = {str(settings.get("token_env")) for settings in (self._setup["arguments"], *(self._setup["stages"] or ()))}
+        named = [settings.get(TOKEN_ENV) for settings in (self._setup["arguments"], *(self._setup["stages"] or ()))]
+        told = {str(name) for names in named for name in (names if isinstance(names, list) else [names])}
         return Child(self._setup, self.isolation, told)
 
     @property
@@ -74,7 +76,7 @@ class Processes:
         """Build the environment again with other settings, in the same process, so that imports are not repeated; with `name` and
         `path`, build another environment."""
         with self._lock:
-            same_token = self._setup["arguments"].get("token_env") == arguments.get("token_env")
+            same_token = self._setup["arguments"].get(TOKEN_ENV) == arguments.get(TOKEN_ENV)
             first, self._children[0] = self._children[0], None
             self.close()
             self.name, path = name or self.name, path or self._setup["path"]
