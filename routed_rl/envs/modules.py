@@ -6,6 +6,8 @@ import os
 import sys
 import zlib
 from collections.abc import Iterator
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,31 @@ PREFIX = "routed_rl_env_"
 """With this the names of the modules of plug-ins begin."""
 
 
+class Beside(MetaPathFinder):
+    """Finds the helpers of plug-ins for functions that import them only when they are called, if nothing else has such a name.
+    The folders of plug-ins are not on `sys.path`, where a mere folder beside a plug-in, such as `wandb/` of earlier runs, would
+    be taken for an installed library."""
+
+    def __init__(self) -> None:
+        self.folders: list[str] = []
+
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(fullname, self.folders) if path is None else None
+        return spec if spec is not None and spec.origin is not None else None  # a mere folder has no origin
+
+
+BESIDE = Beside()
+
+
 def module_from_file(file: Path, shown: str) -> Any:
     """The module in `file`, which is imported only once. The module has the same name in every process, so that its objects can
-    be pickled. Its folder stays at the end of `sys.path`, because a function may import a helper only when it is called.
-    ConfigError, which begins with `shown`, if the file would get a helper of another plug-in."""
+    be pickled. Its functions, too, find what lies beside it. ConfigError, which begins with `shown`, if the file would get a
+    helper of another plug-in."""
     name, folder = f"{PREFIX}{file.stem}_{zlib.crc32(os.fsencode(file)):08x}", str(file.parent)
-    if folder not in sys.path:
-        sys.path.append(folder)
+    if BESIDE not in sys.meta_path:
+        sys.meta_path.append(BESIDE)
+    if folder not in BESIDE.folders:
+        BESIDE.folders.append(folder)
     if name in sys.modules:
         return sys.modules[name]
     _check_helpers(file, shown)

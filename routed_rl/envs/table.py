@@ -92,7 +92,8 @@ def _from_file(shown: str, place: Path, kind: str) -> list[Any]:
         import pyarrow
 
         table = pandas.read_csv(place)
-        if not isinstance(table.index, pandas.RangeIndex):  # pandas takes the cells that are too many for names of the rows
+        # pandas takes the cells that are too many for the names of the rows.
+        if len(table) and not isinstance(table.index, pandas.RangeIndex):
             raise ConfigError(f"{shown}: its rows have more cells than its first line; write texts with commas in quotes, and no "
                               "comma at the end of a line")
         # `datasets` also reads an empty cell as None.

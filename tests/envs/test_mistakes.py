@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import sys
@@ -170,14 +171,16 @@ def test_a_file_without_its_ending_and_a_reward_function_as_a_class_are_answered
         build("x", "pay.py:pays", {"dataset": "rows.jsonl"})
 
 
-def test_a_helper_is_found_when_a_function_imports_it_and_that_of_another_plug_in_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "path", [*sys.path])
+def test_a_helper_is_found_when_a_function_imports_it_and_that_of_another_plug_in_is_refused(tmp_path):
+    before = [*sys.path]
     text = MISTAKES["returns a float"].text.replace("return 0.5", "import aide_of_mine\n        return Score(aide_of_mine.paid)")
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "aide_of_mine.py").write_text("paid = 0.25\n")
         (tmp_path / folder / "mine.py").write_text(text)
     assert score_one(build("x", f"{tmp_path}/one/mine.py:Mine", {}), Task("say it"), "") == Score(0.25)
+    (tmp_path / "one" / "not_a_library").mkdir()
+    assert sys.path == before and importlib.util.find_spec("not_a_library") is None
     with pytest.raises(ConfigError, match="it imports aide_of_mine, and this process has loaded .*aide_of_mine.py under"):
         build("y", f"{tmp_path}/two/mine.py:Mine", {})
 
