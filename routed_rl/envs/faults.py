@@ -62,12 +62,12 @@ class Failure:
 
 
 class ContractError(ValueError):
-    """A plug-in returned something that the contract does not allow. The message says what it returned, and `remedy` says what to
-    write instead."""
+    """A plug-in returned something that the contract does not allow. The message says what it returned, `remedy` says what to
+    write instead, and `kind` is that of the `Failure` that it becomes."""
 
-    def __init__(self, problem: str, remedy: str, place: str = "") -> None:
+    def __init__(self, problem: str, remedy: str, place: str = "", kind: Kind = "error") -> None:
         super().__init__(problem)
-        self.remedy, self.place = remedy, place
+        self.remedy, self.place, self.kind = remedy, place, kind
 
 
 class Reported(TaskError):
@@ -90,7 +90,8 @@ def failure_of(error: BaseException, doing: str = "raised", at: Callable[[], str
     place = (error.place if isinstance(error, ContractError) else "") or place_of(error) or at()
     reason = str(error) if isinstance(error, ContractError) else f"{doing} {describe(error)}"
     helps = place or isinstance(error, (ContractError, ImportError))
-    return Failure(shortened(reason), place=place, remedy=_remedy(error, data) if helps else "")
+    return Failure(shortened(reason), place=place, remedy=_remedy(error, data) if helps else "",
+                   kind=error.kind if isinstance(error, ContractError) else "error")
 
 
 @contextmanager

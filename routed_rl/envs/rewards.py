@@ -139,4 +139,4 @@ def _only(name: str, function: Callable[..., Any], returned: Any) -> float | Non
             return None if values[0] is None else float(values[0])
         except (TypeError, ValueError):
             problem = f"{name} returned [{values[0]!r:.60}], which is no number"
-    raise ContractError(problem, "return a list with one number, or None, for each completion", definition(function))
+    raise ContractError(problem, "return a list with one number, or None, for each completion", definition(function), "no score")

@@ -4,6 +4,7 @@ what `None` means, and one line for what is wrong, also in a process of its own.
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ import pytest
 
 from routed_rl.cli.compose import compose
 from routed_rl.cli.paths import from_anywhere
+from routed_rl.config import Config
 from routed_rl.envs import EnvironmentProcess, LoadedEnvironment, Score, Scorer, Task, load_environments, means
 from routed_rl.envs.curriculum import endless
 from routed_rl.envs.dataset import DatasetEnvironment
 from routed_rl.envs.loading import load_environment
 from routed_rl.envs.scoring import score_one
 from routed_rl.errors import ConfigError, RoutedRLError, TaskError
+from routed_rl.training.first_scores import check_first_scores
 
 ROWS = [{"prompt": f"say {number}", "answer": str(number)} for number in range(40)]
 FUNCTIONS = '''
@@ -282,6 +285,14 @@ def test_what_is_no_reward_is_a_failed_scoring_and_a_batch_of_it_ends_in_one_lin
     with pytest.raises(TaskError, match=f"failed to score 8 of its last 8.*{reason}.*fix env.x") as caught:
         scorer.check()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("function", "refused"), [("nothing", True), ("text", True), ("never", False), ("nan", False)])
+def test_what_is_no_list_of_numbers_is_told_before_training_and_what_may_depend_on_the_completion_is_counted(
+        folder, function, refused):
+    loaded = load_environments({"x": {"dataset": "rows.jsonl", "reward": f"own.py:{function}", "isolate": False}})
+    with pytest.raises(TaskError, match="environment x: own.py:.*return a list with one number") if refused else nullcontext():
+        check_first_scores(Config(), loaded)
 
 
 def test_a_process_of_its_own_scores_the_same_and_keeps_what_is_unknown(folder):
