@@ -31,6 +31,9 @@ def prompt_keys(shown: str, table: Table, column: str, *, chat: bool = False) ->
         if not _is_prompt(prompt):
             raise ConfigError(f"{shown}: the prompt of row {number} is {prompt!r:.60}; it must be text or chat messages of text, "
                               "[{role: user, content: TEXT}], and not empty")
+        if torn := _torn(prompt):
+            raise ConfigError(f"{shown}: the prompt of row {number} has half of a character, {torn!r}, which no tokenizer reads; "
+                              "take it out")
         kinds.setdefault("text" if isinstance(prompt, str) and not chat else "chat messages", number)
         keys.append(prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True))
     if len(kinds) > 1:
@@ -61,4 +64,15 @@ def _is_prompt(prompt: Any) -> bool:
         return bool(prompt)
     return isinstance(prompt, list) and bool(prompt) and all(
         isinstance(message, Mapping) and isinstance(message.get("role"), str) and isinstance(message.get("content"), str)
-        for message in prompt)
+        for message in prompt) and any(message["content"] for message in prompt)
+
+
+def _torn(prompt: str | list[Any]) -> str:
+    """The first lone surrogate in a prompt, as texts have them that were cut in the middle of a character; empty if there is
+    none."""
+    for text in [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            return text[error.start]
+    return ""

@@ -341,6 +341,8 @@ WRONG = [
     ({"dataset": "blank.csv"}, "the prompt of row 2 is None; it must be text or chat messages"),
     ({"dataset": "numbers.csv"}, "the prompt of row 1 is 7; it must be text"),
     ({"dataset": "nothing.jsonl"}, "the prompt of row 1 is ''; it must be text or chat messages of text, .*, and not empty"),
+    ({"dataset": "silent.jsonl"}, "the prompt of row 1 is .*'content': ''.*, and not empty"),
+    ({"dataset": "torn_letter.jsonl"}, r"the prompt of row 2 has half of a character, '\\ud83d', which no tokenizer reads; take"),
     ({"dataset": "mixed.jsonl"}, "the prompt of row 1 is text and that of row 2 chat messages; .*or set chat=true"),
     ({"dataset": "state.csv"}, "has the column trainer_state, and reward functions are given trainer_state of their own"),
     ({"dataset": "LIST.JSON"}, "row 2 is 7, no object"),
@@ -380,6 +382,8 @@ def test_what_is_wrong_is_said_in_one_line_before_any_work(folder, settings, mes
     (folder / "LIST.JSON").write_text('[{"prompt": "a"}, 7]')
     (folder / "numbers.csv").write_text("prompt,answer\n7,1\n8,2\n")
     (folder / "nothing.jsonl").write_text('{"prompt": ""}\n')
+    (folder / "silent.jsonl").write_text('{"prompt": [{"role": "user", "content": ""}]}\n')
+    (folder / "torn_letter.jsonl").write_text('{"prompt": "a"}\n{"prompt": "smile \\ud83d"}\n')
     (folder / "mixed.jsonl").write_text('{"prompt": "a"}\n{"prompt": [{"role": "user", "content": "b"}]}\n')
     (folder / "state.csv").write_text("prompt,trainer_state\na,1\nb,2\n")
     (folder / "commas.csv").write_text("prompt,answer\nadd 1, then 2,3\nadd 2, then 2,4\n")
