@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from routed_rl.envs.contract import lines_of
-from routed_rl.envs.core import Episode, EpisodicEnvironment, Message, Score, Task
+from routed_rl.envs.core import Episode, EpisodicEnvironment, Message, Score, Task, own_copy
 from routed_rl.envs.faults import ContractError, Failure, Reported, definition, failure_of, shortened
 from routed_rl.envs.scoring import accepted
 
@@ -62,7 +62,7 @@ class Conversation:
 
     def _start(self, environment: EpisodicEnvironment, task: Task) -> None:
         self._episode = episode_of(environment)
-        first = checked(self._episode, "start", self._episode.start(task))
+        first = checked(self._episode, "start", self._episode.start(own_copy(task)))
         if first is not None:
             self.messages = list(first)
         self.tools, self._max_turns = settings_of(self._episode)

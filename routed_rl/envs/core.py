@@ -36,6 +36,23 @@ class Task:
             raise ContractError(f"the data of a task is {self.data!r:.60}, no mapping", 'write Task(prompt, {"answer": ANSWER})')
 
 
+def own_copy(task: Task) -> Task:
+    """A copy of a task, of which a plug-in may change the lists and dicts, such as by `task.prompt.append(...)`, as it may in a
+    process of its own: other completions of the task, and the files of a run, still see the task itself."""
+    own = object.__new__(type(task))
+    try:
+        vars(own).update(vars(task), prompt=_copied(task.prompt), data=_copied(task.data))
+    except RecursionError:  # data that contain themselves
+        return task
+    return own
+
+
+def _copied(value: Any) -> Any:
+    if type(value) is dict:
+        return {key: _copied(inner) for key, inner in value.items()}
+    return [_copied(inner) for inner in value] if type(value) is list else value
+
+
 LARGEST = 1e15
 """The largest absolute value of a number in a score. The sum of the squares of such numbers over all completions of a step still
 fits into float32."""

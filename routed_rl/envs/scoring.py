@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from routed_rl.envs.contract import lines_of, no_score
-from routed_rl.envs.core import Environment, Score, Task
+from routed_rl.envs.core import Environment, Score, Task, own_copy
 from routed_rl.envs.early import Early
 from routed_rl.envs.faults import Failure, failure_of
 from routed_rl.errors import TaskError
@@ -30,7 +30,7 @@ def score_one(environment: Environment, task: Task, completion: str) -> Score | 
     """The environment's score of a completion, or the failure that says why there is none. No exception leaves this function, not
     even `SystemExit`."""
     try:
-        return judged(environment.score(task, completion), lambda: scorer_line(environment))
+        return judged(environment.score(own_copy(task), completion), lambda: scorer_line(environment))
     except (Exception, SystemExit) as error:
         return failure_of(error, at=lambda: scorer_line(environment), data=task.data)
 

@@ -40,6 +40,24 @@ BAD = [
 TAKEN = ["", "a/b", "a.b", "a b", "a\nb", "\ud800", "x" * 10_000, *sorted(RESERVED)]
 
 
+class Takes:
+    """Uses the task up, as a judge that adds to the conversation and a check that ticks off answers do."""
+
+    def tasks(self, split: str, seed: int):
+        yield Task([{"role": "user", "content": "go"}], {"left": [1, 2]})
+
+    def score(self, task, completion):
+        task.prompt.append({"role": "assistant", "content": completion})
+        task.data["left"].pop()
+        return Score(len(task.prompt) + len(task.data["left"]))
+
+
+def test_what_a_scorer_does_to_a_task_is_gone_for_the_next_completion_also_in_this_process():
+    task = next(Takes().tasks("train", 0))
+    assert score_many(Takes(), [(task, "a")] * 3) == [Score(3.0)] * 3
+    assert len(task.prompt) == 1 and task.data == {"left": [1, 2]}
+
+
 def test_a_place_that_is_no_number_is_a_mistake_in_the_contract():
     for place in (math.inf, math.nan, -1, "x"):
         with pytest.raises(ContractError, match="spans must be names with pairs"):
