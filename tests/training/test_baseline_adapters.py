@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,15 +19,10 @@ from routed_rl.training.labels import linear_modules
 from routed_rl.training.plan import make_plan
 from tests import pipeline
 from tests.algorithms import config_of, make_trainer
-from tests.parts import own_config, write_parts
+from tests.parts import own_config
 from tests.tiers import tiered
 
 UNROUTED = {"mode": "none", "practice": {"share": 0}}
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory) -> Path:
-    return write_parts(tmp_path_factory.mktemp("parts"))
 
 
 @pytest.fixture(scope="module")

@@ -19,16 +19,11 @@ from routed_rl.training.plan import make_plan
 from tests import pipeline
 from tests.algorithms import config_of, make_trainer
 from tests.builders import tiny
-from tests.parts import own_config, write_parts
+from tests.parts import own_config
 from tests.subspace.test_artifact import make
 
 HACK, HONEST, WRONG = (Score(reward=1.0, solve=0.0, flags={"hack": True}), Score(reward=1.0, solve=1.0, flags={"hack": False}),
                        Score(reward=0.0, solve=0.0, flags={"hack": False}))
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory):
-    return write_parts(tmp_path_factory.mktemp("parts"))
 
 
 def baseline(**settings) -> BaselineConfig:

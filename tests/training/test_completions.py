@@ -21,16 +21,11 @@ from routed_rl.training.build import build_trainer
 from routed_rl.training.completions import CompletionFiles, forget_after
 from routed_rl.training.plan import make_plan
 from tests import pipeline
-from tests.parts import own_config, write_parts
+from tests.parts import own_config
 from tests.tiers import tiered
 
 REUSED = {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 2, "steps_per_generation": 4, "num_iterations": 2}
 """A generation is learned from in four steps, each of its completions in two of them."""
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory):
-    return write_parts(tmp_path_factory.mktemp("parts"))
 
 
 def config(parts, out, *, completions=64, **trainer):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,18 +29,13 @@ from tests import pipeline
 from tests.algorithms import config_of, make_trainer
 from tests.builders import relative
 from tests.clamped import clamped_model
-from tests.parts import own_config, write_parts
+from tests.parts import own_config
 from tests.tiers import tiered
 
 PLAIN = {"grpo": GRPOTrainer, "rloo": RLOOTrainer, "ppo": PPOTrainer}
 each = pytest.mark.parametrize("name", TRAINERS)
 INNER = {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 2, "num_iterations": 2, "save_steps": 1}
 """Two micro-batches a step, two steps on the same completions."""
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory) -> Path:
-    return write_parts(tmp_path_factory.mktemp("parts"))
 
 
 @pytest.fixture(scope="module")

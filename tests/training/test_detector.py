@@ -21,16 +21,11 @@ from routed_rl.training.base import BaseModel
 from routed_rl.training.baselines import Payment, ProbeDetector
 from routed_rl.training.plan import make_plan
 from tests import pipeline
-from tests.parts import own_config, typed, write_parts
+from tests.parts import own_config, typed
 
 BAD, FINE = Score(1.0, 0.0, flags={"hack": True}), Score(1.0, 1.0, flags={"hack": False})
 PROBE = {"kind": "probe", "pool": 300, "labels": 150}
 NONE = {"mode": "none", "practice": {"share": 0}}
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory):
-    return write_parts(tmp_path_factory.mktemp("parts"))
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 from routed_rl.pipeline.build import load_parts, make_subspace
 from routed_rl.ranks import Ranks
 from routed_rl.training.value import ValueHead
-from tests.parts import own_config, write_parts
+from tests.parts import own_config
 from tests.ranks import on_ranks
 from tests.replay import relative_change, replay_config, train
 from tests.tiers import tiered
@@ -22,11 +22,6 @@ JOBS = {"sgd": SGD, "adamw": ADAMW, "ppo": ADAMW | {"algorithm": "ppo"},
         "ppo-stream": SGD | {"algorithm": "ppo", "value_detach": False, "value_learning_rate": 0.1,
                              "lr_scheduler_type": "linear"}}
 BARS = {"sgd": 1e-4, "adamw": 1e-3, "ppo": 1e-3, "ppo-stream": 1e-4}
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory):
-    return write_parts(tmp_path_factory.mktemp("parts"))
 
 
 @pytest.fixture(scope="module")

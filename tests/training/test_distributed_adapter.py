@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file
 
 from routed_rl.pipeline.build import load_parts, make_subspace
-from tests.parts import own_config, write_parts
+from tests.parts import own_config
 from tests.ranks import on_ranks
 from tests.replay import ALL_TOKENS, relative_change, replay_config, train
 from tests.training.test_distributed import needs, rows
@@ -21,11 +21,6 @@ JOBS = {"sgd": ("route", {"optim": "sgd", "learning_rate": 1.0}, "float32"), "ad
 """Mode, trainer, and the dtype of the weights below the LoRA."""
 BARS = {"sgd": 1e-4, "adamw": 1e-3, "observe": 1e-3, "bf16": 5e-3}
 STRATEGIES = ["ddp", "zero1", "zero2", "zero3", "fsdp2"]
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory):
-    return write_parts(tmp_path_factory.mktemp("parts"))
 
 
 @pytest.fixture(scope="module")

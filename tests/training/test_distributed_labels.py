@@ -16,7 +16,6 @@ from routed_rl.training.backends import join
 from routed_rl.training.build import build_trainer
 from routed_rl.training.plan import make_plan
 from routed_rl.training.whole import whole_weights
-from tests.parts import write_parts
 from tests.ranks import on_ranks
 from tests.replay import replay_config, replayed
 from tests.training.test_distributed import rows
@@ -26,11 +25,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 KINDS: dict[str, dict[str, Any]] = {
     "weights": {}, "lora": {"model": {"adapter": {"kind": "lora", "r": 4}}, "labels": {"balanced": False}},
     "cut": {"labels": {"method": "activations", "unit": "token", "balanced": False}}}
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory):
-    return write_parts(tmp_path_factory.mktemp("parts"))
 
 
 def labels_config(parts, out, processes: int, strategy: str, kind: str, **trainer: Any) -> Config:

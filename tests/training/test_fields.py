@@ -17,15 +17,10 @@ from routed_rl.training.fields import ELSEWHERE, FIXED, FREE, GONE, NEEDS, STAYS
 from routed_rl.training.plan import make_plan
 from routed_rl.training.trainers import TRAINERS
 from routed_rl.training.trials import try_out
-from tests.parts import own_config, write_parts
+from tests.parts import own_config
 
 FIELDS = {field.name: row.arguments for row in TRAINERS.values() for field in dataclasses.fields(row.arguments)}
 SETTABLE = " ".join([*VALUES.values(), FREE]).split()
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory):
-    return write_parts(tmp_path_factory.mktemp("parts"))
 
 
 @pytest.fixture(scope="module")

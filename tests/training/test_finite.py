@@ -17,13 +17,8 @@ from routed_rl.pipeline.halting import checkpoint_before
 from routed_rl.training.callback import RoutingCallback
 from routed_rl.training.mixin import RoutedTrainerMixin
 from tests import pipeline
-from tests.parts import own_config, write_parts
+from tests.parts import own_config
 from tests.tiers import tiered
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory):
-    return write_parts(tmp_path_factory.mktemp("parts"))
 
 
 def config(parts, out, **trainer):

@@ -25,13 +25,8 @@ from routed_rl.training.build import build_trainer
 from routed_rl.training.completions import forget_after
 from routed_rl.training.plan import make_plan
 from tests import pipeline
-from tests.parts import WORDS, own_config, write_parts
+from tests.parts import WORDS, own_config
 from tests.training.test_resume import assert_same
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory):
-    return write_parts(tmp_path_factory.mktemp("parts"))
 
 
 def config(parts: Path, out: Path, **trainer: Any):

@@ -20,15 +20,10 @@ from routed_rl.pipeline.halting import checkpoint_before, commands, halt, ranked
 from routed_rl.pipeline.summary import next_commands
 from routed_rl.tracking import MetricsFile, Tracker
 from tests import pipeline
-from tests.parts import own_config, write_parts
+from tests.parts import own_config
 from tests.tiers import tiered
 
 STEPS, HALT = 6, 3
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory):
-    return write_parts(tmp_path_factory.mktemp("parts"))
 
 
 def config(parts, out, monitor=None):

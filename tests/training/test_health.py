@@ -18,15 +18,10 @@ from routed_rl.training.base import BaseModel
 from routed_rl.training.health import Health, Row, metrics_of
 from routed_rl.training.plan import make_plan
 from tests import pipeline
-from tests.parts import own_config, write_parts
+from tests.parts import own_config
 from tests.training.test_detector import BAD, FINE
 
 QUICK = {"max_steps": 2, "save_steps": 2}
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory):
-    return write_parts(tmp_path_factory.mktemp("parts"))
 
 
 def trained(parts: Path, out: Path, mode: str = "none", adapter: str = "none", **monitor) -> Path:

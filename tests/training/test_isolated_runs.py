@@ -14,14 +14,9 @@ from safetensors.torch import load_file
 from routed_rl.artifacts import RunFolder
 from routed_rl.training.tasks import RewardFunction
 from tests import pipeline
-from tests.parts import own_config, write_parts
+from tests.parts import own_config
 
 STEPS = 20
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory):
-    return write_parts(tmp_path_factory.mktemp("parts"))
 
 
 def config(parts, out, isolate):

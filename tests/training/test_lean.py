@@ -19,13 +19,7 @@ from routed_rl.training.lean.passes import split_by_length
 from routed_rl.training.lean.rows import ROWS, choose, regroup, teaches
 from tests.families import FAMILIES, tiny
 from tests.library import PLAIN, ROUTE, arguments, rows, texts, trainer
-from tests.parts import write_parts
 from tests.tiers import tiered
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory):
-    return write_parts(tmp_path_factory.mktemp("parts"))
 
 
 def half(completions: list[Any], environment: list[str], **_: Any) -> list[float]:

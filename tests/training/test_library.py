@@ -31,12 +31,6 @@ from routed_rl.training.plan import make_plan
 from routed_rl.training.resuming import take_schedule, use_rates
 from tests.algorithms import config_of, make_trainer
 from tests.library import PLAIN, arguments, load, right, rows, short, subspace_of, trainer
-from tests.parts import write_parts
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory):
-    return write_parts(tmp_path_factory.mktemp("parts"))
 
 
 def test_the_package_names_its_api_and_imports_nothing_heavy_for_it():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,21 +14,10 @@ from transformers import AutoModelForCausalLM
 from routed_rl import RoutedRLError, RoutingConfig, SubspaceConfig, extract_subspace
 from tests.families import tiny
 from tests.library import PLAIN, arguments, load, rows, short, subspace_of, trainer
-from tests.parts import write_parts
 
 READERS = LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
 WRITERS = LoraConfig(r=4, target_modules="all-linear")
 IDS = torch.tensor([[6, 8, 9, 5], [6, 10, 11, 5]])
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory) -> Path:
-    return write_parts(tmp_path_factory.mktemp("parts"))
-
-
-@pytest.fixture(scope="module")
-def subspace(parts) -> Any:
-    return subspace_of(parts)
 
 
 @torch.no_grad()

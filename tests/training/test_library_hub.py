@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +13,6 @@ from safetensors.torch import load
 
 from routed_rl import RoutedRLError, RoutingConfig
 from tests.library import PLAIN, ROUTE, arguments, trainer
-from tests.parts import write_parts
 
 TOKEN = "hf_opensesame"
 
@@ -53,11 +51,6 @@ def hub(monkeypatch, tmp_path) -> Hub:
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     return hub
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory) -> Path:
-    return write_parts(tmp_path_factory.mktemp("parts"))
 
 
 def test_of_an_observed_lora_the_deployed_model_is_sent_with_a_card_and_no_quarantine(parts, hub, tmp_path):

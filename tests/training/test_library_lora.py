@@ -22,17 +22,11 @@ from routed_rl.model.adapter import factors
 from routed_rl.training.library.origin import check_origin
 from tests.builders import relative
 from tests.library import PLAIN, arguments, load, right, rows, subspace_of, trainer
-from tests.parts import write_parts
 
 LORA: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"]}
 """One writer has none."""
 ROUNDS = {"max_steps": 6, "learning_rate": 1e-2, "beta": 0.1}
 IDS = torch.arange(3, 9)[None]
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory) -> Path:
-    return write_parts(tmp_path_factory.mktemp("parts"))
 
 
 def made(parts: Path, out: Path, **given: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,16 +29,6 @@ from routed_rl.training.library.datasets import check_prompts
 from routed_rl.training.library.labelled import LabelledRows
 from tests.library import PLAIN, arguments, load, right, rows, subspace_of, trainer
 from tests.parts import write_parts
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory) -> Path:
-    return write_parts(tmp_path_factory.mktemp("parts"))
-
-
-@pytest.fixture(scope="module")
-def subspace(parts) -> Any:
-    return subspace_of(parts)
 
 
 def strict(completions: list[Any], answer: list[str]) -> list[float]:

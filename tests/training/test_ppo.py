@@ -22,13 +22,8 @@ from routed_rl.training.value import VALUE_HEAD, ValueHead
 from tests import pipeline
 from tests.algorithms import config_of, make_trainer
 from tests.builders import relative
-from tests.parts import own_config, write_parts
+from tests.parts import own_config
 from tests.tiers import tiered
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory) -> Path:
-    return write_parts(tmp_path_factory.mktemp("parts"))
 
 
 @pytest.fixture(scope="module")

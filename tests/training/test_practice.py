@@ -18,15 +18,10 @@ from routed_rl.training.generations import last_generation
 from routed_rl.training.practice import Practice, check_practice, idle, untrusted
 from tests import pipeline
 from tests.algorithms import config_of, make_trainer
-from tests.parts import own_config, write_parts
+from tests.parts import own_config
 from tests.tiers import tiered
 
 ALL = {"mode": "route", "practice": {"environments": "all"}, "quarantine": {"pace": "fast"}}
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory):
-    return write_parts(tmp_path_factory.mktemp("parts"))
 
 
 def config(parts, out, routing=ALL, **changes):

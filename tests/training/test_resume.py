@@ -20,17 +20,12 @@ from routed_rl.config import from_mapping
 from routed_rl.errors import CheckpointError, ConfigError, RunFolderError
 from routed_rl.training import saving
 from tests import pipeline
-from tests.parts import own_config, write_parts
+from tests.parts import own_config
 from tests.tiers import tiered
 
 
 def no_compose(overrides):
     raise AssertionError("nothing was overridden")
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory):
-    return write_parts(tmp_path_factory.mktemp("parts"))
 
 
 @pytest.fixture(scope="module")

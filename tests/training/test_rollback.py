@@ -18,7 +18,7 @@ from routed_rl.cli.compose import compose
 from routed_rl.cli.paths import from_anywhere
 from routed_rl.errors import ConfigError, Halted, RunFolderError
 from tests import pipeline
-from tests.parts import typed, write_parts
+from tests.parts import typed
 from tests.tiers import tiered
 
 QUICK = ["evaluation.samples=0", "discard=false"]
@@ -47,11 +47,6 @@ def tensors(run: Path, step: int) -> dict[str, torch.Tensor]:
 
 def told(run: Path) -> dict:
     return json.loads((run / "manifest.json").read_text())
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory):
-    return write_parts(tmp_path_factory.mktemp("parts"))
 
 
 @pytest.fixture(scope="module")

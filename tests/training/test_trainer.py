@@ -20,13 +20,8 @@ from routed_rl.training.generations import prompts_needed
 from routed_rl.training.plan import make_plan
 from routed_rl.training.tasks import RewardFunction, TaskTable
 from tests import pipeline
-from tests.parts import own_config, write_parts
+from tests.parts import own_config
 from tests.tiers import tiered
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory):
-    return write_parts(tmp_path_factory.mktemp("parts"))
 
 
 def routed(config, run) -> dict[str, torch.Tensor]:

@@ -22,7 +22,7 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from routed_rl import RoutedGRPOTrainer, RoutedRLOOTrainer, extract_subspace
 from tests.families import tiny
 from tests.library import PLAIN, ROUTE, arguments, load, right, rows, short, texts
-from tests.parts import WORDS, write_parts
+from tests.parts import WORDS
 
 TEMPLATE = "{% for m in messages %}{{ m['content'] }} {% endfor %}{% if add_generation_prompt %}{{ sign or '=' }} {% endif %}"
 
@@ -150,11 +150,6 @@ KINDS = {"grpo": (GRPOConfig, RoutedGRPOTrainer, GRPOTrainer, SHARED | GRPO),
 QUICK = (("grpo", "reward model"), ("rloo", "peft_config with a reference"))
 CASES = [pytest.param(kind, name, marks=[] if (kind, name) in QUICK else pytest.mark.slow, id=f"{kind}, {name}")
          for kind, (_, _, _, cases) in KINDS.items() for name in cases]
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory) -> Path:
-    return write_parts(tmp_path_factory.mktemp("parts"))
 
 
 def trained(cls: Any, kind: str, case: dict[str, Any], parts: Path, out: Path, **own: Any) -> Any:
