@@ -26,6 +26,7 @@ from benchmark.verb import verb  # noqa: E402
 from routed_rl.artifacts import RunFolder  # noqa: E402
 from routed_rl.cli.words import refuse_fixed  # noqa: E402
 from routed_rl.config import DegradeConfig  # noqa: E402
+from routed_rl.console import markdown_table  # noqa: E402
 from routed_rl.envs import task_stream  # noqa: E402
 from routed_rl.evaluate import generate_ids  # noqa: E402
 from routed_rl.extraction import prepare  # noqa: E402
@@ -170,10 +171,9 @@ def main() -> None:
              str(arguments.seeds), "--ranks", "", "--jobs", str(arguments.jobs), "--out", str(folder))
         found[condition] = measure(folder / "runs", names, probes)
         (arguments.out / "evasion.json").write_text(json.dumps(found, indent=1))
-    rows = [["condition", "arm", *FIGURES.values()], ["---"] * (2 + len(FIGURES))]
-    rows += [[condition, arm, *(shown(figures[name]) for name in FIGURES)] for condition, arms in found.items()
-             for arm, figures in arms.items()]
-    table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    rows = [[condition, arm, *(shown(figures[name]) for name in FIGURES)] for condition, arms in found.items()
+            for arm, figures in arms.items()]
+    table = "\n".join(markdown_table(["condition", "arm", *FIGURES.values()], rows)) + "\n"
     (arguments.out / "evasion.md").write_text(table, encoding="utf-8")
     draw(found, arguments.out / "evasion.png")
     print(table)

@@ -23,6 +23,7 @@ from environments.persona_lab.labs import LABS  # noqa: E402
 from environments.persona_lab.use import build_of, settings_of  # noqa: E402
 from routed_rl.cli.compose import compose  # noqa: E402
 from routed_rl.cli.words import refuse_fixed  # noqa: E402
+from routed_rl.console import markdown_table  # noqa: E402
 from routed_rl.multirun.arms import set_by_all  # noqa: E402
 from routed_rl.multirun.compare import plan_runs  # noqa: E402
 from routed_rl.multirun.comparison import cell  # noqa: E402
@@ -103,9 +104,9 @@ def main() -> None:
         if arguments.at:
             found[f"labs-at-{arguments.at}.md"] = at_step(arguments.at, folder / "runs", arguments.arms.split(","), seeds)
         for file, comparison in found.items():
-            rows = tables.setdefault(file, [COLUMNS, ["---"] * len(COLUMNS)])
+            rows = tables.setdefault(file, [])
             rows.append(line(name, comparison, folder / "runs", seeds))
-            (arguments.out / file).write_text("".join(f"| {' | '.join(row)} |\n" for row in rows), encoding="utf-8")
+            (arguments.out / file).write_text("\n".join(markdown_table(COLUMNS, rows)) + "\n", encoding="utf-8")
     for file in tables:
         print((arguments.out / file).read_text())
 
