@@ -29,6 +29,8 @@ class Quarantine:
         targets' coefficients are not those that were learned."""
         self.frozen: list[torch.nn.Parameter] = []
         """Parameters that routing has frozen. They can be trained again after `remove`."""
+        self._before: dict[str, Tensor] = {}
+        """After `remove`, the factor B that each LoRA had until then, by the name of its target."""
         context.adapter = next((target.module for target in targets if target.weight.up is not None), context.adapter)
         for target in targets:
             if target.expert is None:
@@ -44,11 +46,13 @@ class Quarantine:
     def remove(self) -> None:
         """Discard the quarantine: give every routed module the class back that it had before, and remove from LoRAs what they
         hold inside the subspace, so that the model is the deployed model. Parameters that routing has frozen can be trained
-        again. Calling this again has no effect."""
+        again. `state_dict` still describes the quarantine that was discarded. Calling this again has no effect."""
         for target in self.targets:
             for module in filter(None, (target.module, target.weight.up)):
                 if hasattr(module, "routed_target"):
                     unroute_module(module)
+            if isinstance(target.weight, AdapterWeight):
+                self._before.setdefault(target.name, target.weight.factors[0].detach().clone())
             if target.frozen:
                 target.take_out(target.inside())
         for parameter in self.frozen:
@@ -130,12 +134,12 @@ class Quarantine:
         stream, and the policy's factor B of each LoRA that `deployed_factors` names."""
         # Cloned, because targets of one layer share a basis, which safetensors refuses.
         return {f"{target.name}.{key}": value.clone(memory_format=torch.contiguous_format) for target in self.targets
-                for key, value in _tensors(target).items()}
+                for key, value in self._tensors(target).items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore what `state_dict` returned. SubspaceError, which names the tensor, if a tensor of this quarantine is missing in
         `state` or has another shape there, because the model, the subspace or the number of environments differs."""
-        ours = {f"{target.name}.{key}": value for target in self.targets for key, value in _tensors(target).items()}
+        ours = {f"{target.name}.{key}": value for target in self.targets for key, value in self._tensors(target).items()}
         for name, value in ours.items():
             found = tuple(state[name].shape) if name in state else None
             if found != tuple(value.shape):
@@ -146,6 +150,14 @@ class Quarantine:
         for target in self.targets:
             if weight := _keeping(target):  # its factors may be in pieces
                 put(weight.up.weight, state[f"{target.name}.up"])
+
+    def _tensors(self, target: Target) -> dict[str, Tensor]:
+        pair = target.pair
+        both = {} if pair.gain_D is None else {"write": pair.write, "read": pair.read}
+        if weight := _keeping(target):  # the checkpoint's adapter file has the factor of the deployed model
+            both["up"] = self._before.get(target.name, weight.factors[0])
+        return {"basis": pair.basis, **both, "reference": target.reference, "coefficients": target.coefficients,
+                "parts": target.parts, "mean_input": target.tape.mean_input, "mean_weight": target.tape.mean_weight}
 
 
 def kept_of(parts_EKN: Tensor, shares: Sequence[float]) -> Tensor:
@@ -165,12 +177,3 @@ def _keeping(target: Target) -> AdapterWeight | None:
     """Return the target's weight if its LoRA now keeps the whole change, including the part inside the subspace (see
     `Mode.whole`); otherwise None."""
     return target.weight if isinstance(target.weight, AdapterWeight) and target.context.now.whole else None
-
-
-def _tensors(target: Target) -> dict[str, Tensor]:
-    pair = target.pair
-    both = {} if pair.gain_D is None else {"write": pair.write, "read": pair.read}
-    if weight := _keeping(target):  # the checkpoint's adapter file has the factor of the deployed model
-        both["up"] = weight.factors[0]
-    return {"basis": pair.basis, **both, "reference": target.reference, "coefficients": target.coefficients,
-            "parts": target.parts, "mean_input": target.tape.mean_input, "mean_weight": target.tape.mean_weight}

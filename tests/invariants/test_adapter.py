@@ -156,8 +156,13 @@ def test_the_observed_run_is_the_unrouted_one_bit_for_bit_and_c_is_its_projectio
     with observed.quarantine.ablated():
         deployed = logits(observed.model)
     assert relative(deployed, policy) > 1e-5 and logits(observed.model).equal(policy)
-    observed.quarantine.remove()
-    assert relative(logits(observed.model), deployed) < 1e-6
+    stored, factors_of = observed.quarantine.state_dict(), observed.quarantine.deployed_factors()
+    for _ in range(2):
+        observed.quarantine.remove()
+        assert relative(logits(observed.model), deployed) < 1e-6
+        after = observed.quarantine.state_dict()  # with base and deployed model it still gives the policy
+        assert after.keys() == stored.keys() and all(value.equal(after[name]) for name, value in stored.items())
+        assert all(relative(up, factors_of[name]) < 1e-6 for name, up in observed.quarantine.deployed_factors().items())
 
 
 @pytest.mark.parametrize("family", LORA_FAMILIES)
