@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from routed_rl.artifacts import RunFolder
+from routed_rl.cli import main
 from routed_rl.cli.compose import compose as routed_rl_compose
 from routed_rl.config import Config, MonitorConfig, RuleConfig
 from routed_rl.errors import ConfigError, RoutedRLError, RunFolderError
@@ -220,6 +221,23 @@ def test_runs_are_trained_once_without_halting_and_the_same_call_goes_on(tmp_pat
     assert (_folder(tmp_path, 1).path / "metrics.jsonl").stat().st_mtime_ns == kept
     assert sorted(path.name for path in (tmp_path / "out" / "runs").iterdir()) == [f"secure-seed{seed}" for seed in range(5)]
     assert measured([_folder(tmp_path, 4)], MonitorConfig(warmup=0), ["shift"])["shift"][0]["a"] == pytest.approx(0.4)
+
+
+@pytest.mark.slow
+def test_a_typed_setting_counts_also_where_calibrate_has_one_of_its_own(tmp_path, monkeypatch):
+    planned = []
+
+    def fail(jobs, *_):
+        planned.extend(jobs)
+        return {job.name: "not run" for job in jobs}
+
+    monkeypatch.setattr("routed_rl.multirun.calibrate.run_missing", fail)
+    (tmp_path / "mine.yaml").write_text("evaluation: {every: 7, samples: 9}\n")
+    words = ["evaluation.samples=12", "+discard=true", "--config", str(tmp_path / "mine.yaml"), "--seeds", "5"]
+    assert main(["calibrate", *words, "--out", str(tmp_path / "out")])
+    config = planned[-1].config
+    assert len(planned) == 5 and (config.evaluation.samples, config.discard) == (12, True)
+    assert (config.evaluation.every, config.tracking.completions, config.monitor.completions) == (0, False, 0)
 
 
 def _compose(overrides):

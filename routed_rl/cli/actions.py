@@ -119,7 +119,8 @@ def calibrate(given: Namespace) -> None:
 
     out = given.out or f"runs/{datetime.now().strftime('%Y-%m-%d-%H%M%S')}-calibration"
     seeds = 20 if given.seeds is None else given.seeds
-    calibrate_monitor(from_anywhere(given.overrides), paths(given.runs), seeds, given.rate, out, given.jobs, compose)
+    calibrate_monitor(from_anywhere(given.overrides), paths(given.runs), seeds, given.rate, out, given.jobs, compose,
+                      typed=given.typed)
 
 
 def env(given: Namespace) -> None:

@@ -1,7 +1,7 @@
 """The verb `calibrate` sets the monitor's limits from runs that are known to be secure. The runs are trained here, or are
 given."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from routed_rl.multirun.workers import Execute, refuse_failed, run_missing
 from routed_rl.tracking import MetricsFile
 
 CHEAP = ["evaluation.samples=0", "evaluation.every=0", "discard=false", "tracking.completions=false", "monitor.completions=0"]
-"""Overrides of the runs that `calibrate` trains. They save time by leaving out evaluation, discard and stored completions."""
+"""Overrides of the runs that `calibrate` trains. They save time by leaving out evaluation, discard and stored completions. A
+setting that the user types counts instead."""
 WITHOUT_ROUTING = ("gap", "collapse")
 """Rules of the monitor that have a value when nothing is routed."""
 OF_THE_QUARANTINE = ("shift", "change", "pull", "push", "size")
@@ -24,12 +25,13 @@ OF_THE_QUARANTINE = ("shift", "change", "pull", "push", "size")
 
 
 def calibrate(overrides: list[str], runs: list[str], seeds: int, rate: float, out: str, jobs: int, compose: Compose, *,
-              execute: Execute = train_or_resume) -> Path:
+              typed: Sequence[str] = (), execute: Execute = train_or_resume) -> Path:
     """Set a limit for every rule that halts, so that all of them together halt a secure run with probability `rate`.
 
     The metrics come from the run folders `runs`, or, if there are none, from `seeds` runs of the experiment that are trained
     here, `jobs` at a time. Returns OUT/calibration.json. The same call continues where an earlier one stopped. The other settings
-    of the rules (allowance, patience, warm-up, axis) are those of the experiment.
+    of the rules (allowance, patience, warm-up, axis) are those of the experiment. `typed`: those of the `overrides` that the user
+    typed, and that do not come from a file; `CHEAP` replaces none of them.
     """
     config, folder = compose(overrides), folder_for_many(out, "--out ")
     rules = config.monitor.halting() or ["pull", "change", "gap"]
@@ -40,7 +42,9 @@ def calibrate(overrides: list[str], runs: list[str], seeds: int, rate: float, ou
     folders = _given(runs)
     with alone_in(folder):
         if not runs:
-            planned = [seeded("secure", seed, [*overrides, *CHEAP], config.seed, folder, compose) for seed in range(seeds)]
+            known = {text.partition("=")[0].lstrip("+") for text in typed}
+            cheap = [text for text in CHEAP if text.partition("=")[0] not in known]
+            planned = [seeded("secure", seed, [*overrides, *cheap], config.seed, folder, compose) for seed in range(seeds)]
             failed = run_missing(planned, execute, jobs, folder / "logs", "calibrate")
             refuse_failed(failed, seeds, folder / "logs")
             folders = [run.folder for run in planned]
