@@ -112,8 +112,8 @@ def _separation(axes: dict[str, Any] | None, limit: float) -> Answer:
         return "not measured: no contrast prompts, or too few", None
     row = axes["layers"][layer]
     value = row["auroc"][first]
-    return (f"{first}: AUROC {value:.2f} at layer {layer} (random directions {row['random']:.2f}, best of them "
-            f"{row['random_best']:.2f}); at least {limit:g}", value >= limit)
+    return (f"{first}: AUROC {value:.2f} at layer {layer} (random directions {figure(row['random'])}, best of them "
+            f"{figure(row['random_best'])}); at least {limit:g}", value >= limit)
 
 
 def _stability(quality: dict[str, Any], limit: float) -> Answer:

@@ -144,7 +144,7 @@ def from_parts(job: Job) -> Callable[[], Subspace]:
         said = [dataclasses.asdict(part.provenance) | {"name": name, "quality": part.quality} for name, part in parts]
         details = {"order": job.config.parts, "parts": said, **job.read_at(parts[0][1])}
         return dataclasses.replace(made, provenance=job.provenance("", details),
-                                   quality=no_quality(made.directions, job.config.rank))
+                                   quality=no_quality(made.directions, job.config.rank) | made.quality)
 
     return make
 

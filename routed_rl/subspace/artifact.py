@@ -132,23 +132,24 @@ class Subspace:
         axis, so that there is no shift, all weights are 1."""
         column = 0 if axis is None else self.axis_names.index(axis)
         having = torch.tensor([float(bool(axes[:, column].any())) for axes in self.axes])
-        known = [self._aurocs(each) for each in dict.fromkeys((column, 0))]
+        known = [self.aurocs(self.axis_names[each]) for each in dict.fromkeys((column, 0))]
         weights = [torch.tensor([0.0 if value is None else max(2 * value - 1, 0.0) for value in found]) for found in known]
         ways = [found * having for found in weights if len(found) == len(having)]
         return next((found for found in (*ways, having) if bool(found.any())), torch.ones_like(having))
 
     def measures(self, axis: str) -> bool:
         """Whether it was measured how well the axis of this name, by itself, tells the personas apart on held-out prompts."""
-        return any(value is not None for value in self._aurocs(self.axis_names.index(axis)))
+        return any(value is not None for value in self.aurocs(axis))
 
-    def _aurocs(self, column: int) -> list[float | None]:
-        """The AUROC of an axis on held-out prompts, by layer; None where it was not measured. For the first axis it is measured
-        with the directions, and for each axis by `measure_axes`."""
-        rows = self.quality.get("layers", []) if column == 0 else []
+    def aurocs(self, axis: str) -> list[float | None]:
+        """Return the AUROC of the axis of this name on held-out prompts, by layer; None where it was not measured. For the first
+        axis it is measured with the directions, and for each axis by `measure_axes`. The list is empty if nothing was
+        measured."""
+        rows = self.quality.get("layers", []) if axis == self.axis_names[0] else []
         if any(row.get("auroc") is not None for row in rows):
             return [row.get("auroc") for row in rows]
         rows = (self.quality.get("axes") or {}).get("layers", [])
-        return [row.get("auroc", {}).get(self.axis_names[column]) for row in rows]
+        return [row.get("auroc", {}).get(axis) for row in rows]
 
     def check_model(self, *, model: str, model_hash: str, width: int, layers: int) -> None:
         """SubspaceError, which names the difference, unless the described model is the one from which this subspace was

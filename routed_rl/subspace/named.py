@@ -14,6 +14,7 @@ from torch import Tensor
 from routed_rl.errors import SubspaceError
 from routed_rl.subspace.artifact import Subspace
 from routed_rl.subspace.methods import Found, Size
+from routed_rl.subspace.separation import joined_axes
 
 DEPENDENT = 1e-4
 """A vector adds no direction if less than this share of its length lies outside the span of the vectors before it."""
@@ -93,7 +94,9 @@ def union(parts: Sequence[tuple[str, Subspace]], size: Size) -> Subspace:
     their directions, orthonormalised in the order of `parts`, or the first `size.rank` of these if a rank is set.
 
     The units, the sample of the stream and the provenance are those of the first subspace; the caller must replace the method and
-    the details in the provenance. SubspaceError if the subspaces are of different models.
+    the details in the provenance. The quality has only the figures of axes, as they were measured in the parts, so an axis that
+    was measured weighs the layers as it does in its part (see `Subspace.layer_weights`). SubspaceError if the subspaces are of
+    different models.
     """
     first = parts[0][1]
     ours = first.provenance
@@ -108,5 +111,6 @@ def union(parts: Sequence[tuple[str, Subspace]], size: Size) -> Subspace:
         spreads.append(spreads_of(basis, columns, lengths))
     axes = [torch.cat(layer, dim=1) for layer in zip(*(part.axes for _, part in parts), strict=True)]
     names = [f"{name}.{axis}" for name, part in parts for axis in part.axis_names]
+    measured = joined_axes(parts)
     return replace(first, directions=directions, axes=axes, axis_names=names, spreads=spreads,
-                   scales=torch.cat([part.scales for _, part in parts], dim=1), quality={})
+                   scales=torch.cat([part.scales for _, part in parts], dim=1), quality={"axes": measured} if measured else {})

@@ -4,7 +4,7 @@ two halves of the pairs give the same axis.
 Not covered: whether steering along an axis changes behaviour, which `routed_rl.extraction.causal` measures with a model.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -45,6 +45,25 @@ def measure_axes(samples: Samples, fit: Callable[[Samples], Found], found: Found
             by_chance = torch.tensor([_by_chance(drawn, gap[layer], layer, held_out) for _, gap, held_out in folds]).mean(0)
             row["random"], row["random_best"] = by_chance.mean().item(), by_chance.max().item()
     return {"names": found.axis_names, "layers": layers}
+
+
+def joined_axes(parts: Sequence[tuple[str, Subspace]]) -> dict[str, Any] | None:
+    """Return the figures of the axes of a union, in the form of `measure_axes`. An axis `NAME.AXIS` has the figures that AXIS has
+    in the part NAME. Those of random directions are from the first part that has any. None if no axis of any part was
+    measured."""
+    count, measured = parts[0][1].provenance.layers, [part.quality.get("axes") or {"layers": []} for _, part in parts]
+    random = next((axes["layers"] for axes in measured if len(axes["layers"]) == count), [{}] * count)
+    layers: list[dict[str, Any]] = [
+        {"layer": layer, "auroc": {}, "stability": {}, "random": row.get("random"), "random_best": row.get("random_best")}
+        for layer, row in enumerate(random)]
+    for (name, part), axes in zip(parts, measured, strict=True):
+        for axis in part.axis_names:
+            for row, value in zip(layers, part.aurocs(axis), strict=False):
+                row["auroc"][f"{name}.{axis}"] = value
+            for row, own in zip(layers, axes["layers"], strict=False):
+                row["stability"][f"{name}.{axis}"] = own.get("stability", {}).get(axis)
+    known = any(value is not None for row in layers for value in row["auroc"].values())
+    return {"names": [f"{name}.{axis}" for name, part in parts for axis in part.axis_names], "layers": layers} if known else None
 
 
 def best_layer(axes: dict[str, Any], axis: str) -> int | None:

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from routed_rl.config import SubspaceCheckConfig
 from routed_rl.errors import ConfigError, SubspaceError
 from routed_rl.extraction import Job, axis_names, prepare
-from routed_rl.extraction.check import check, tables
+from routed_rl.extraction.check import check, tables, verdicts
 from routed_rl.extraction.personas import persona_pairs
 from routed_rl.linalg import orthonormality_error
 from routed_rl.model.load import load_model, load_tokenizer
@@ -159,6 +159,8 @@ def test_a_union_keeps_the_quality_of_its_parts_and_a_check_shows_it(files, sett
     assert (axis["name"], other["name"]) == ("axis", "mean_difference")
     found = check(job_of(files, config), subspace)
     assert found["parts"] == {"axis": axis["quality"], "mean_difference": other["quality"]}
+    assert found["axes"]["names"] == subspace.axis_names
+    assert verdicts(found, config.check)[0].answer.startswith("axis.away_from_assistant: AUROC ")
     shown = tables(found)
     for part in (axis, other):
         assert part["quality"]["layers"][0]["auroc"] is not None

@@ -1,5 +1,7 @@
 """Named axes: directions in the stated order, scales that were given or the stream's deviation, unions."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -96,6 +98,26 @@ def test_a_union_with_itself_adds_axes_and_no_direction():
     one = drawn(0)
     both = union([("a", one), ("b", one)], Size(None))
     assert both.directions[0].shape == one.directions[0].shape and len(both.axis_names) == 4
+
+
+def test_an_axis_of_a_union_weighs_the_layers_as_it_does_in_its_part():
+    def measured(seed, *aurocs, **axes):
+        rows = [{"auroc": {name: values[layer] for name, values in axes.items()}, "stability": {}, "random": 0.5,
+                 "random_best": 0.6} for layer in range(LAYERS)]
+        quality = {"layers": [{"auroc": value} for value in aurocs]}
+        return replace(drawn(seed), quality=quality | ({"axes": {"names": [*axes], "layers": rows}} if axes else {}))
+
+    one = measured(0, 0.5, 0.75, 1.0)
+    other = measured(1, 0.9, 0.9, 0.9, axis0=(1.0, 0.5, 0.7), axis1=(0.6, 0.6, None))
+    for parts in ([("one", one), ("a.b", other)], [("a.b", other), ("one", one)]):
+        both = union(parts, Size(None))
+        for name, part in (("a.b.axis0", other), ("a.b.axis1", other), ("one.axis0", one)):
+            assert both.layer_weights(name).equal(part.layer_weights(name.rpartition(".")[2]))
+            assert both.measures(name)
+        assert not both.measures("one.axis1") and both.layer_weights("one.axis1").equal(both.layer_weights())
+        axes = both.quality["axes"]
+        assert axes["names"] == both.axis_names and [row["random"] for row in axes["layers"]] == [0.5] * LAYERS
+    assert union([("a", drawn(0)), ("b", drawn(1))], Size(None)).layer_weights().tolist() == [1.0] * LAYERS
 
 
 def test_a_union_of_two_models_is_refused():
