@@ -16,13 +16,14 @@ from typing import Any
 import pytest
 import yaml
 
-from routed_rl.artifacts import read_json, write_json
+from routed_rl.artifacts import data_root, read_json, write_json
 from routed_rl.cli.compose import compose
 from routed_rl.cli.space import split
 from routed_rl.config import Config, SweepConfig
 from routed_rl.errors import ConfigError, RoutedRLError, RunFolderError
 from routed_rl.multirun import sweep_page
 from routed_rl.multirun.ranking import notes
+from routed_rl.multirun.study import Study
 from routed_rl.multirun.sweep import sweep
 from routed_rl.multirun.sweep_page import write_sweep
 from routed_rl.multirun.trials import Dimension, Outcome, Plan, best, outcome
@@ -162,6 +163,22 @@ def test_optuna_goes_on_in_its_study_and_refuses_another(tmp_path):
         run(tmp_path, *ours, "seed=7")
     with pytest.raises(RunFolderError, match=r"sweep\.direction=\['maximize'\], not \['minimize'\]"):
         run(tmp_path, *ours, "sweep.direction=minimize")
+
+
+@pytest.mark.slow
+def test_a_study_goes_on_although_the_package_lies_at_another_place_since_it_began(tmp_path):
+    """Words of the command line have absolute paths."""
+    def study(*fixed: str) -> Study:
+        settings = SweepConfig(method="optuna", objective="models.deployed.sums.solve", direction="maximize")
+        return Study(Plan([*fixed], tmp_path, compose), [], settings, 0)
+
+    words = ("env.a.path={}/environments/x.py:A", "subspace.parts=[{0}/configs/a,{0}/configs/b]", "model.path=/mine/configs/a")
+    study(*(word.format("/old/place") for word in words))
+    study(*(word.format(data_root()) for word in words))
+    with pytest.raises(RunFolderError, match=r"holds a sweep of other settings .*path=/mine/configs/a'\] -> .*/moved/configs"):
+        study(*(word.format(data_root()) for word in words[:2]), "model.path=/moved/configs/a")
+    with pytest.raises(RunFolderError, match="holds a sweep of other settings .* -> .*'env.a.path=/old/place/environments/"):
+        study("env.a.path=/old/place/environments/x.py:A", *(word.format(data_root()) for word in words[1:]))
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Finds the configs, environments and the lab that come with this package, and files in them by their names."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,13 @@ def find_data(path: str | Path) -> Path:
 
 def as_moved(was: Any, now: Any) -> Any:
     """Return `was`, nested settings that the package wrote when it lay at another place, with the present paths of the files that
-    come with it. `now` are the same settings as the package writes them here."""
+    come with it. `now` are the same settings as the package writes them here. A text may also be a setting with its name, such as
+    `NAME=PATH`."""
     if isinstance(was, dict) and isinstance(now, dict):
         return {key: as_moved(value, now.get(key)) for key, value in was.items()}
     if isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
         return [as_moved(*pair) for pair in zip(was, now, strict=True)]
-    if isinstance(was, str) and isinstance(now, str) and was.startswith("/"):
-        root = str(data_root())
-        if now.startswith(f"{root}/") and was.endswith(now.removeprefix(root)):
-            return now
+    if isinstance(was, str) and isinstance(now, str) and was != now:
+        before = re.escape(now).replace(re.escape(f"{data_root()}/"), "/(?:.*/)?")
+        return now if re.fullmatch(before, was) else was
     return was

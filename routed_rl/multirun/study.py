@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from routed_rl.artifacts import as_moved
 from routed_rl.config import SweepConfig
 from routed_rl.config.checks import first_difference
 from routed_rl.errors import ConfigError, RunFolderError
@@ -30,7 +31,9 @@ class Study:
         self.at_work: dict[str, optuna.trial.Trial] = {}
         # Trials of other settings would be judged together with these.
         ours = {"fixed": plan.fixed, "space": [str(each) for each in dimensions]}
-        if difference := first_difference(self.study.user_attrs.get("request", ours), ours):
+        there = self.study.user_attrs.get("request", ours)
+        there = there | {"fixed": as_moved(there["fixed"], plan.fixed)}
+        if difference := first_difference(there, ours):
             raise RunFolderError(f"{plan.folder} holds a sweep of other settings ({difference}); set another out=FOLDER")
         self.study.set_user_attr("request", ours)
 
