@@ -33,7 +33,7 @@ from routed_rl.audit import audit
 from routed_rl.checkpoint import writing
 from routed_rl.cli import main
 from routed_rl.cli.compose import compose
-from routed_rl.config import AuditConfig, Config, LaunchConfig
+from routed_rl.config import AuditConfig, Config, LaunchConfig, from_mapping
 from routed_rl.errors import CheckFailed, CheckpointError, ConfigError, RoutedRLError, RunFolderError
 from routed_rl.export.publish import publish
 from routed_rl.model.load import load_model
@@ -320,14 +320,23 @@ def test_a_run_goes_on_although_the_package_lies_at_another_place_since_it_began
     config = dataclasses.replace(compose(["trainer.max_steps=4"]), out=str(run.path))
     old = yaml.safe_dump(dataclasses.asdict(config)).replace(str(data_root()), "/old/place")
     run.config.write_text(old)
-    was = read_config(run)
-    assert str(was.subspace.roles_file).startswith("/old/place/") and config.env["code"]["path"] != was.env["code"]["path"]
-    now = moved(was, config)
+    was = read_config(run)  # all that `resume` without settings, `evaluate` and others know
+    assert (was.subspace, was.env, was.model.path) == (config.subspace, config.env, config.model.path)
+    typed = ["env.a.path={}/environments/x.py:A", "subspace.parts=[{0}/a,'{0}/b']", "env.b.path=/of{0}/x.py:B", "seed=1"]
+    (run.path / "overrides.txt").write_text("".join(f"{word.format('/old/place')}\n" for word in typed))
+    assert read_overrides(run) == [word.format(data_root()) for word in typed[:2]] + ["env.b.path=/of/old/place/x.py:B", "seed=1"]
+    now = moved(from_mapping(yaml.safe_load(old)), config)
     assert now.subspace == config.subspace and now.env == config.env and now.model.path == config.model.path
     assert not is_finished(Job("a", config, []), "--out")
     run.config.write_text(old.replace("/old/place/environments/personas/roles", "/old/place/other/roles"))
     with pytest.raises(RunFolderError, match="was run with other settings .subspace.roles_file: /old/place/other/ro"):
         is_finished(Job("a", config, []), "--out")
+    (elsewhere := run.path / "of").mkdir()
+    (elsewhere / "environments" / "personas").mkdir(parents=True)
+    for file in (data_root() / "environments" / "personas").glob("*.jsonl"):
+        (elsewhere / "environments" / "personas" / file.name).touch()
+    run.config.write_text(old.replace("/old/place", str(elsewhere)))  # another checkout, which is still there
+    assert str(read_config(run).subspace.roles_file).startswith(str(elsewhere))
 
 
 def test_a_run_that_goes_on_with_other_settings_began_when_it_began(run):

@@ -42,3 +42,19 @@ def as_moved(was: Any, now: Any) -> Any:
         before = re.escape(now).replace(re.escape(f"{data_root()}/"), "/(?:.*/)?")
         return now if re.fullmatch(before, was) else was
     return was
+
+
+def left_root(path: Any) -> str | None:
+    """The place from which the package's data has moved, if `path`, a file of that data, was recorded when the data lay there and
+    is no longer there; otherwise None. Such a file is known by its present path inside `data_root()`."""
+    if not isinstance(path, str) or not path.startswith("/") or os.path.exists(path):
+        return None
+    parts = Path(path).parts
+    return next((str(Path(*parts[:place])) for place in range(1, len(parts)) if data_root().joinpath(*parts[place:]).is_file()),
+                None)
+
+
+def at_present(text: str, left: str) -> str:
+    """Return `text`, a path or a setting with its name and value, in which each path inside the folder `left`, a result of
+    `left_root`, is replaced by the same path inside `data_root()`."""
+    return re.sub(rf"(?<![^=\[,:'\" ]){re.escape(left)}/", lambda _: f"{data_root()}/", text)

@@ -10,12 +10,15 @@ from typing import Any
 import yaml
 
 from routed_rl import __version__
-from routed_rl.artifacts import RunFolder, as_moved, write_json, write_text
+from routed_rl.artifacts import RunFolder, as_moved, at_present, left_root, write_json, write_text
 from routed_rl.config import Config, from_mapping
 from routed_rl.config.checks import is_drawn
 from routed_rl.config.references import LATER, is_reference, mapped, refuse_secrets, resolved, resolved_at_once
 from routed_rl.errors import CheckpointError, ConfigError, RunFolderError
 
+LISTS = ("roles_file", "traits_file", "questions_file")
+"""Settings of the subspace by which a run tells where the package's data lay: unless a user gives other lists, they name files of
+it, whether or not the run reads them."""
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
 
@@ -67,18 +70,30 @@ def dated(config: Config, date: str | None = None) -> Config:
 
 
 def read_config(run: RunFolder) -> Config:
-    """The settings of a run. A run that is older than the setting `model.date` gets the day on which it was made as its date.
-    RunFolderError if the settings or the facts are damaged. ConfigError if a setting refers to an environment variable that is
-    missing (for settings of environments this is noticed when they are built)."""
+    """The settings of a run. A run that is older than the setting `model.date` gets the day on which it was made as its date. If
+    the package was moved since the run began, files that come with it have their present paths. RunFolderError if the settings or
+    the facts are damaged. ConfigError if a setting refers to an environment variable that is missing (for settings of
+    environments this is noticed when they are built)."""
     facts = run.facts()
     run.halt()
     try:
-        return dated(from_mapping(as_it_was(resolved_at_once(run.settings()))), facts.get("created"))
+        settings = resolved_at_once(run.settings())
+        if left := _left(settings):
+            settings = mapped(settings, lambda _, value: at_present(value, left) if isinstance(value, str) else value)
+        return dated(from_mapping(as_it_was(settings)), facts.get("created"))
     except ConfigError:
         raise
     except (TypeError, ValueError, AttributeError) as error:
         raise RunFolderError(f"{run.config} does not say what this run was ({error}); take it from another copy of the "
                              "folder") from error
+
+
+def _left(settings: dict[str, Any]) -> str | None:
+    """The place from which the package's data has moved since a run with these `settings` began; None if it is still there, or if
+    no file of persona lists tells where it lay."""
+    subspace = settings.get("subspace")
+    lists = [subspace.get(name) for name in LISTS] if isinstance(subspace, dict) else []
+    return next(filter(None, map(left_root, lists)), None)
 
 
 def moved(was: Config, now: Config) -> Config:
@@ -97,9 +112,12 @@ def as_it_was(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_overrides(run: RunFolder) -> list[str]:
-    """The overrides that the user typed when the run began, followed by those that were typed each time it was continued."""
+    """The overrides that the user typed when the run began, followed by those that were typed each time it was continued. Files
+    that come with the package have their present paths, as in `read_config`."""
+    left = _left(run.settings())
     try:
-        return run.typed((run.path / "overrides.txt").read_text(encoding="utf-8"))
+        typed = run.typed((run.path / "overrides.txt").read_text(encoding="utf-8"))
+        return [at_present(text, left) for text in typed] if left else typed
     except ValueError as error:
         raise RunFolderError(f"{run.path}/overrides.txt is damaged ({error}); take it from another copy of the folder") from error
 
