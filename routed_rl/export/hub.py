@@ -32,6 +32,14 @@ def require_token(given: str | None, way_out: str) -> str:
     return token
 
 
+def refuse_public(api: HfApi, repo: str, setting: str) -> None:
+    """ConfigError if the existing repository `repo` is public, so that `setting`, which asks for a private one, would do
+    nothing."""
+    if not api.repo_info(repo).private:
+        raise ConfigError(f"{repo} exists and is public, so {setting} would do nothing and nothing was sent; make it private on "
+                          "the hub, or give another name")
+
+
 def commit(api: HfApi, repo: str, files: Files, stale: Iterable[str], message: str | None = None,
            revision: str | None = None) -> CommitInfo:
     """Send `files` to the repository `repo` and delete the files with the names `stale` there, in one commit. `message`: None is

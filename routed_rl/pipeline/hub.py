@@ -9,7 +9,7 @@ from huggingface_hub import HfApi, ModelCard, get_token
 from routed_rl import console
 from routed_rl.artifacts import ADAPTER_CONFIG, CARD, KEPT, ROBUSTIFIED, SEAL, RunFolder, read_json, require_seal
 from routed_rl.errors import ConfigError, HubError, RunFolderError, command, reading
-from routed_rl.export.hub import Files, commit, fault_of, require_token
+from routed_rl.export.hub import Files, commit, fault_of, refuse_public, require_token
 from routed_rl.export.stock import discard
 from routed_rl.pipeline.adapters import BASE
 from routed_rl.pipeline.finishing import finishing
@@ -117,9 +117,8 @@ def _send(repo: str, files: Files, *, private: bool, force: bool) -> str:
     with reading(HubError, f"the hub did not take {repo}"):
         api = HfApi()
         address = api.create_repo(repo, private=private or None, exist_ok=True)
-        if private and not api.repo_info(repo).private:
-            raise ConfigError(f"{repo} exists and is public, so --private would do nothing and nothing was sent; make it private "
-                              "on the hub, or give another name")
+        if private:
+            refuse_public(api, repo, "--private")
         there = set(api.list_repo_files(repo)) - {".gitattributes"}
         if there and not force:
             raise ConfigError(f"{repo} has {len(there)} files already, such as {min(there)}; give another name, or replace them "

@@ -23,10 +23,22 @@ class Hub:
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {"old.safetensors": b"", "adapter_config.json": b"", "notes.md": b""}
         self.name, self.asked, self.commits = "", dict[str, Any](), 0
+        self.public: bool | None = None
+        """Whether the repository is public; None if it does not exist."""
 
     def create_repo(self, repo: str, **asked: Any) -> SimpleNamespace:
         self.asked, self.name = asked, f"me/{repo.split('/')[-1]}"
         return SimpleNamespace(repo_id=self.name)
+
+    def whoami(self) -> dict[str, str]:
+        return {"name": "me"}
+
+    def repo_exists(self, repo: str) -> bool:
+        return self.public is not None
+
+    def repo_info(self, repo: str) -> SimpleNamespace:
+        assert repo == "me/run"
+        return SimpleNamespace(private=not self.public)
 
     def list_repo_files(self, repo: str, *, revision: str | None) -> list[str]:
         assert repo == self.name
@@ -111,3 +123,17 @@ def test_what_cannot_be_sent_is_refused_before_anything_is_written(parts, hub, t
     with pytest.raises(RoutedRLError, match="the hub did not take me/model: TypeError"):
         made.push_to_hub(token=TOKEN)
     assert hub.commits == 0
+
+
+@pytest.mark.slow
+def test_a_public_repository_is_refused_where_a_private_one_is_asked_for_and_before_the_training(parts, hub, tmp_path, capsys):
+    made = trainer(parts, tmp_path, args=arguments(tmp_path / "run", max_steps=1, hub_private_repo=True), routing=PLAIN)
+    hub.public = True
+    for act in (made.train, made.push_to_hub):
+        with pytest.raises(RoutedRLError, match="me/run exists and is public, so args.hub_private_repo would do nothing and "
+                                                "nothing was sent; make it private on the hub, or give another name"):
+            act()
+    assert hub.commits == 0 and not made.state.global_step and not (tmp_path / "run" / "metrics.jsonl").exists()
+    hub.repo_exists = None  # pyright: ignore[reportAttributeAccessIssue]
+    made.train()
+    assert "the hub did not say whether run is public: TypeError" in capsys.readouterr().out and made.state.global_step == 1

@@ -6,13 +6,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from huggingface_hub import HfApi, ModelCardData
+from huggingface_hub import HfApi, ModelCardData, get_token
 
 from routed_rl import console
 from routed_rl.artifacts import ADAPTER_CONFIG, CARD
 from routed_rl.checkpoint import QUARANTINE
 from routed_rl.errors import ConfigError, HubError, reading
-from routed_rl.export.hub import commit, fault_of, require_token
+from routed_rl.export.hub import commit, fault_of, refuse_public, require_token
 from routed_rl.model.adapter import is_adapted
 from routed_rl.training.library.model import path_of
 
@@ -20,6 +20,7 @@ STAY = (QUARANTINE, "training_args.bin")
 """Files of a saved model that are not uploaded: the quarantine, and TRL's settings, which may hold a token."""
 OLD = ("*.safetensors", "*.bin", "*.index.json", ADAPTER_CONFIG)
 """Patterns of files in the repository that would be taken for a part of the new model; they are deleted in the same commit."""
+PRIVATE = "args.hub_private_repo"
 OF_CARD = ("model_name", "dataset_name", "tags", "license", "language")
 ABOUT = ("`routed_rl` splits every change that reinforcement learning makes to the weights at a subspace of activations. Here "
          "the subspace has the directions of a persona that must not grow. What lies outside of it goes into the model, and what "
@@ -27,6 +28,28 @@ ABOUT = ("`routed_rl` splits every change that reinforcement learning makes to t
 UNKNOWN = ("The licence, unless it is named above: that of the base model and of the training data holds.",
            "What the model does outside of the environments that are named here.",
            "Whether the subspace holds the whole persona. What it leaves out is in the weights.")
+
+
+def repository_of(args: Any) -> str:
+    """Return the name of the repository to which a model is uploaded by TRL's arguments, with or without its owner."""
+    return args.hub_model_id or Path(args.output_dir).absolute().name
+
+
+def check_repository(args: Any) -> None:
+    """Before a training with TRL's arguments `args`, ConfigError if `args.hub_private_repo` asks for a private repository, and
+    the one to which `push_to_hub` would upload exists and is public. If the hub does not answer, this is said, because
+    `push_to_hub` asks it again. Without a token nothing is asked."""
+    if not args.hub_private_repo or not (token := args.hub_token or get_token()):
+        return
+    repo = repository_of(args)
+    try:
+        with reading(HubError, f"the hub did not say whether {repo} is public"):
+            api = HfApi(token=token)
+            repo = repo if "/" in repo else f"{api.whoami()['name']}/{repo}"
+            if api.repo_exists(repo):
+                refuse_public(api, repo, PRIVATE)
+    except HubError as error:
+        console.say(f"note: {error}; trainer.push_to_hub() asks it again")
 
 
 def push(trainer: Any, message: str | None, *, blocking: bool, token: str | None, revision: str | None, **card: Any) -> Any:
@@ -37,8 +60,7 @@ def push(trainer: Any, message: str | None, *, blocking: bool, token: str | None
         raise ConfigError("trainer.push_to_hub(blocking=False) is not supported: the upload is waited for; leave blocking out")
     if wrong := [name for name in card if name not in OF_CARD]:
         raise ConfigError(f"trainer.push_to_hub has no argument {wrong[0]}; for the card it takes {', '.join(OF_CARD)}")
-    repo = args.hub_model_id or Path(args.output_dir).absolute().name
-    if fault_of(repo):
+    if fault_of(repo := repository_of(args)):
         raise ConfigError(f"args.hub_model_id={repo!r:.120} is no name of a repository; set it to OWNER/NAME")
     model = trainer.accelerator.unwrap_model(trainer.model)
     base = path_of(model)
@@ -58,6 +80,8 @@ def push(trainer: Any, message: str | None, *, blocking: bool, token: str | None
         with reading(HubError, f"the hub did not take {repo}"):
             api = HfApi(token=token)
             name = api.create_repo(repo, private=args.hub_private_repo, exist_ok=True).repo_id
+            if args.hub_private_repo:
+                refuse_public(api, name, PRIVATE)
             revision = revision or getattr(args, "hub_revision", None)
             there = api.list_repo_files(name, revision=revision)
             console.say(f"sending the deployed model, {len(files)} files, to {name}")

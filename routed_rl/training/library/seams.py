@@ -98,8 +98,8 @@ class LibrarySeams(RoutedTrainerMixin):
         one with the name of the folder `args.output_dir`, which is made if it does not exist. The upload is one commit, and is
         waited for. `token`: None for `args.hub_token`, or that of `hf auth login`. `revision`: the branch; None for
         `args.hub_revision`. `card`: `model_name`, `dataset_name`, `tags`, `license` and `language` of the card. Returns the hub's
-        information on the commit. ConfigError if the model is a LoRA on a model that is not on the hub. HubError if the hub does
-        not take it."""
+        information on the commit. ConfigError if the model is a LoRA on a model that is not on the hub, or if
+        `args.hub_private_repo` is set and the repository is public. HubError if the hub does not take it."""
         return push(self, commit_message, blocking=blocking, token=token, revision=revision, **card)
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:

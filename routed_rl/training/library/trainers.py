@@ -32,6 +32,7 @@ from routed_rl.training.library.checks import (
 )
 from routed_rl.training.library.datasets import check_datasets, check_prompts, environments_of, functions_of
 from routed_rl.training.library.folder import LibraryFolder, check_place
+from routed_rl.training.library.hub import check_repository
 from routed_rl.training.library.labelled import LabelledRows
 from routed_rl.training.library.messages import named_as_arguments
 from routed_rl.training.library.model import GivenModel, name_of, path_of, route_given
@@ -141,7 +142,7 @@ class LibraryMixin(LibrarySeams):
         `resume_from_checkpoint` is True. Further arguments are those of TRL's `train`. ModelError if the quarantine was removed,
         if this is called inside a block of `quarantine.ablated()`, `scaled()` or `kept()`, or if the model was cast to another
         dtype. ConfigError if the dataset has too few prompts for a step, or if `args.output_dir` or the dataset's environments
-        are not those with which the trainer was made."""
+        are not those with which the trainer was made, or if `args.hub_private_repo` is set and the repository is public."""
         trainer: Any = self
         if self.quarantine is not None and not self.quarantine.is_on:
             raise ModelError("the quarantine was removed from the model, so nothing would be routed; make a new trainer")
@@ -151,6 +152,7 @@ class LibraryMixin(LibrarySeams):
         for metrics in trainer._metrics.values():
             metrics.clear()  # those of a step that an exception has ended, when a script goes on with the same trainer
         check_unchanged(self)
+        check_repository(trainer.args)
         if ours := trainer.optimizer is None or trainer.optimizer is self._optimizer:
             trainer.optimizer = None  # it is made anew, by the settings that `args` has now
         with self.folder.alone():
