@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import dispatch_model
+from datasets import ClassLabel
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM
 
@@ -46,12 +47,18 @@ def test_an_optimizer_that_a_script_sets_on_the_trainer_makes_the_steps(parts, s
     assert made.optimizer.optimizer is own
 
 
+def labelled() -> Any:
+    return rows(environment=[0, 1] * 8).cast_column("environment", ClassLabel(names=["a", "b"]))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("change", "message"), [
     (lambda made: setattr(made.args, "output_dir", "elsewhere"), r"output_dir=.*elsewhere was set after .*; make a new trainer"),
     (lambda made: setattr(made, "train_dataset", rows(environment=["a", "c"] * 8)), "has the environment c, .* made for a, b; m"),
     (lambda made: setattr(made, "train_dataset", rows().remove_columns("environment")), "train_dataset has no column env"),
-    (lambda made: made.model.to(torch.bfloat16), r"trainer.model was cast .* is in bfloat16, .* float32; call .*float\(\)")])
+    (lambda made: made.model.to(torch.bfloat16), r"trainer.model was cast .* is in bfloat16, .* float32; call .*float\(\)"),
+    (lambda made: setattr(made, "train_dataset", labelled()),
+     "trainer.train_dataset has the class labels a, b, and the trainer was made with none; make a new trainer")])
 def test_what_was_changed_since_and_cannot_be_trained_is_refused_before_a_step(parts, subspace, tmp_path, change, message):
     made = trainer(parts, tmp_path / "run", subspace=subspace)
     change(made)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import DatasetDict, IterableDataset
+from datasets import ClassLabel, DatasetDict, IterableDataset
 from peft import AdaLoraConfig, LoraConfig
 from transformers import T5Config, T5ForConditionalGeneration
 
@@ -27,7 +27,7 @@ from routed_rl.training.completions import CompletionFiles
 from routed_rl.training.library.checks import check_arguments
 from routed_rl.training.library.datasets import check_prompts
 from routed_rl.training.library.labelled import LabelledRows
-from tests.library import PLAIN, arguments, load, right, rows, subspace_of, trainer
+from tests.library import PLAIN, arguments, load, right, rows, short, subspace_of, trainer
 from tests.parts import write_parts
 
 
@@ -151,6 +151,35 @@ def test_chat_messages_without_a_template_and_prompts_of_no_text_are_refused(par
     said = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]}
     part = {"role": "user", "content": [{"type": "text", "text": "add"}]}
     check_prompts(rows(prompt=[[said, part]] * 16), None, chatty, {})
+
+
+def labels(names: list[str], values: list[Any]) -> Any:
+    return rows(environment=values * 8).cast_column("environment", ClassLabel(names=names))
+
+
+def test_an_evaluation_by_other_class_labels_and_a_row_without_one_are_refused(parts, subspace, tmp_path):
+    ours, other = labels(["b", "a"], [0, 1]), labels(["a", "b"], [0, 1])
+    for given, message in (({"dataset": ours, "eval_dataset": {"one": other}},
+                            r"eval_dataset\['one'\], column environment, has the class labels a, b, and train_dataset has b, a; "
+                            "give both the same ones, by dataset.align_labels_with_mapping"),
+                           ({"dataset": labels(["b", "a"], [0, None])}, "row 1, column environment: .*name None is no text"),
+                           ({"dataset": labels(["x/y", "a"], [1, 0])}, "row 1, column environment: .*'x/y' has the character")):
+        with pytest.raises(RoutedRLError, match=message):
+            trainer(parts, tmp_path, subspace=subspace, **given)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", [None, "torch", "numpy"])
+def test_class_labels_are_environments_by_their_names(parts, subspace, tmp_path, form):
+    def told(name: str, values: Any) -> Any:
+        args = arguments(tmp_path / name, max_steps=1, eval_strategy="steps", eval_steps=1)
+        made = trainer(parts, tmp_path, subspace=subspace, args=args, dataset=values.with_format(form), functions=short,
+                       eval_dataset=values)
+        made.train()
+        logged = {key: value for row in made.state.log_history for key, value in row.items() if "environment/" in key}
+        return logged, {key: value for key, value in made.rows[0].items() if "time" not in key and "/s" not in key}
+
+    assert told("labels", labels(["b", "unused", "a"], [2, 0])) == told("text", rows())
 
 
 def test_a_model_of_which_nothing_is_trained_is_refused(parts, subspace, tmp_path):

@@ -17,7 +17,7 @@ from routed_rl.model.targets import Writer, decoder_layers
 from routed_rl.model.weights import check_default_dtype, model_hash
 from routed_rl.subspace import Subspace
 from routed_rl.training.fields import STAYS
-from routed_rl.training.library.datasets import environments_of
+from routed_rl.training.library.datasets import environments_of, labels_of
 
 ALONE = {
     "use_vllm": "its engine would serve the deployed model; the command trains with vLLM: routed-rl train rollout=vllm_colocate",
@@ -144,6 +144,9 @@ def check_unchanged(trainer: Any) -> None:
     if new := [each for each in environments_of(trainer.train_dataset, trainer.labelled.column) if each not in known]:
         raise ConfigError(f"trainer.train_dataset has the environment {new[0]}, and the trainer was made for {', '.join(known)}; "
                           "make a new trainer with this dataset")
+    if (labels := labels_of(trainer.train_dataset, trainer.labelled.column)) not in (None, trainer.labelled.labels):
+        raise ConfigError(f"trainer.train_dataset has the class labels {', '.join(labels or [])}, and the trainer was made with "
+                          f"{', '.join(trainer.labelled.labels or ['none'])}; make a new trainer with this dataset")
     for name, parameter in trainer.model.named_parameters() if trainer.router is not None else ():
         if parameter.requires_grad and parameter.dtype != torch.float32:
             raise ModelError(f"trainer.model was cast after the trainer was made: {name} is in "

@@ -6,7 +6,7 @@ before a row is read.
 
 from typing import Any, cast
 
-from datasets import Dataset, IterableDataset
+from datasets import ClassLabel, Dataset, IterableDataset
 from torch import nn
 
 from routed_rl.config import name_problem
@@ -141,8 +141,9 @@ def _check_call(function: Any, dataset: str, columns: list[str] | None) -> None:
 
 
 def environments_of(dataset: Any, column: str | None) -> list[str]:
-    """Return the names of the environments in the column `column` of a dataset, sorted. If `column` is None there is one
-    environment, `data`. ConfigError if the column is missing or has a value that cannot be a name."""
+    """Return the names of the environments in the column `column` of a dataset, sorted; a class label stands for its name. If
+    `column` is None there is one environment, `data`. ConfigError if the column is missing or has a value that cannot be a
+    name."""
     if column is None:
         return [ONLY]
     if not isinstance(dataset, Dataset):
@@ -151,11 +152,39 @@ def environments_of(dataset: Any, column: str | None) -> list[str]:
     if column not in (columns := columns_of(dataset) or dataset.column_names):
         way = _unhide(dataset, column) or "set environment_column to the one that names the environment, or leave it out"
         raise ConfigError(f"train_dataset has no column {column} (it has {', '.join(columns)}); {way}")
-    names = set[str]()
-    for row, name in enumerate(dataset[column]):
+    names, labels = set[str](), labels_of(dataset, column)
+    for row, name in enumerate(label_name(value, labels) for value in dataset[column]):
         if not isinstance(name, str) or name not in names:
             if problem := name_problem(name, TAKEN):
                 raise ConfigError(f"train_dataset, row {row}, column {column}: the environment's name {name!r:.60} {problem}; "
                                   "choose another one")
             names.add(name)
     return sorted(names)
+
+
+def labels_of(dataset: Any, column: str | None) -> list[str] | None:
+    """Return the names of the class labels in the column `column` of a dataset; None if the column holds other values, or if it
+    is not known what it holds."""
+    feature = (getattr(dataset, "features", None) or {}).get(column)
+    return feature.names if isinstance(feature, ClassLabel) else None
+
+
+def label_name(value: Any, labels: list[str] | None) -> Any:
+    """Return the name for which a value of a column stands: that of the class label with this index if the column has `labels`,
+    otherwise the value itself, which is also returned where a row has no label."""
+    if labels is None or not hasattr(value, "__index__") or not 0 <= int(value) < len(labels):
+        return value
+    return labels[int(value)]
+
+
+def common_labels(trained: Any, evaluated: Any, column: str | None) -> list[str] | None:
+    """Return the names of the class labels in the column `column` of the datasets; None if no dataset has class labels there.
+    ConfigError if two datasets have different ones. `trained`, `evaluated`: as in `check_datasets`."""
+    datasets = {"train_dataset": trained, **_evaluated(evaluated)}
+    found = {name: labels for name, dataset in datasets.items() if (labels := labels_of(dataset, column)) is not None}
+    first, ours = next(iter(found.items()), ("", None))
+    for name, labels in found.items():
+        if labels != ours:
+            raise ConfigError(f"{name}, column {column}, has the class labels {', '.join(labels)}, and {first} has "
+                              f"{', '.join(ours or [])}; give both the same ones, by dataset.align_labels_with_mapping")
+    return ours

@@ -14,7 +14,7 @@ from routed_rl.envs.rewards import paid_labels
 from routed_rl.errors import TaskError
 from routed_rl.training.baselines import Payment
 from routed_rl.training.completions import CompletionFiles
-from routed_rl.training.library.datasets import ONLY
+from routed_rl.training.library.datasets import ONLY, label_name
 from routed_rl.training.scores import ScoreBook
 from routed_rl.training.tasks import completion_row
 
@@ -24,11 +24,12 @@ class LabelledRows:
     of tasks are 0, 1, .. in the order of training."""
 
     def __init__(self, names: list[str], column: str | None, functions: list[Callable[..., Any]], group_size: int,
-                 completions: CompletionFiles) -> None:
+                 completions: CompletionFiles, labels: list[str] | None = None) -> None:
         """`names`: the environments. `column`: the column that names an entry's environment; None if there is only one
         environment. `functions`: the reward functions that TRL calls. `group_size`: completions per group. `completions`: writes
-        the files of completions."""
-        self.names, self.column, self.functions = names, column, functions
+        the files of completions. `labels`: the names of the class labels in that column, which then holds their indices; None if
+        it holds names."""
+        self.names, self.column, self.functions, self.labels = names, column, functions, labels
         self.group_size, self.completions = group_size, completions
         self.practising: list[bool] = []
         self.failed: list[bool] = []
@@ -42,13 +43,15 @@ class LabelledRows:
 
     def name_of(self, row: dict[str, Any]) -> str:
         """Return the name of the environment of an entry of the dataset."""
-        return ONLY if self.column is None else row[self.column]
+        return ONLY if self.column is None else label_name(row[self.column], self.labels)
 
     def counts(self, dataset: Any) -> Counter[str]:
         """Return how many entries of a dataset each environment has; empty for a dataset that is streamed."""
         if not isinstance(dataset, Dataset):
             return Counter()
-        return Counter([ONLY] * len(dataset) if self.column is None else dataset[self.column])
+        if self.column is None:
+            return Counter([ONLY] * len(dataset))
+        return Counter(label_name(value, self.labels) for value in dataset[self.column])
 
     def tasks(self, inputs: list[dict[str, Any]]) -> list[int]:
         """Return for each row of a generation the id of its task. The rows come in whole groups. Each group gets the next free
@@ -91,7 +94,7 @@ class LabelledRows:
         """Record the scores of a batch of rows that are evaluated, which are entries of the dataset. Entries that name no
         environment are left out."""
         for row, score in zip(inputs, scores, strict=True):
-            if self.column is None or isinstance(row.get(self.column), str):
+            if self.column is None or isinstance(label_name(row.get(self.column), self.labels), str):
                 self._evaluated.add(self.name_of(row), score, practised=False)
 
     def take_evaluated(self) -> dict[str, float]:

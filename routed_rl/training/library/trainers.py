@@ -30,7 +30,7 @@ from routed_rl.training.library.checks import (
     check_unchanged,
     groups_of,
 )
-from routed_rl.training.library.datasets import check_datasets, check_prompts, environments_of, functions_of
+from routed_rl.training.library.datasets import check_datasets, check_prompts, common_labels, environments_of, functions_of
 from routed_rl.training.library.folder import LibraryFolder, check_place
 from routed_rl.training.library.hub import check_repository
 from routed_rl.training.library.labelled import LabelledRows
@@ -68,11 +68,11 @@ class LibraryMixin(LibrarySeams):
 
         `subspace`: a subspace of this model, see `extract_subspace`; not needed in mode `none`. `routing`: the settings of mode,
         quarantine and practice. `monitor`: the settings of the monitor; None for no monitor, so that no environment practises
-        with `routing.practice.environments=auto`. `environment_column`: the column of the dataset that names the environment;
-        None: all rows belong to one environment, `data`. `bases`: the settings `layout`, `drop_below` and `shared_rank` of the
-        writers' bases. `freeze`: the groups of parameters that are not trained, as in `ModelConfig`; None: the default of
-        `ModelConfig` if the model is routed, and no group otherwise. `lean`: whether to leave out of an update everything that
-        does not change its gradient; with False TRL computes everything itself.
+        with `routing.practice.environments=auto`. `environment_column`: the column of the dataset that names the environment,
+        as text or by a class label; None: all rows belong to one environment, `data`. `bases`: the settings `layout`,
+        `drop_below` and `shared_rank` of the writers' bases. `freeze`: the groups of parameters that are not trained, as in
+        `ModelConfig`; None: the default of `ModelConfig` if the model is routed, and no group otherwise. `lean`: whether to leave
+        out of an update everything that does not change its gradient; with False TRL computes everything itself.
         """
         check_kinds(type(self), self.theirs, trl, args=(args, self.arguments_kind), routing=(routing, RoutingConfig),
                     monitor=(monitor, MonitorConfig), bases=(bases, SubspaceConfig))
@@ -87,6 +87,7 @@ class LibraryMixin(LibrarySeams):
         check_datasets(train_dataset, eval_dataset, arguments, trl)
         functions = functions_of(reward_funcs, train_dataset, eval_dataset, trl)
         names = environments_of(train_dataset, environment_column)
+        labels = common_labels(train_dataset, eval_dataset, environment_column)
         check_practising(routing, names)
         if monitor is not None:
             monitor.check_names(names)
@@ -104,7 +105,7 @@ class LibraryMixin(LibrarySeams):
         reference = copy.deepcopy(given.plain).eval() if arguments.beta and given.lora is None else None
         keep = monitor.completions if monitor else 0
         self.labelled = rows = LabelledRows(names, environment_column, functions, arguments.num_generations,
-                                            CompletionFiles(run.completions if arguments.log_completions else None, keep))
+                                            CompletionFiles(run.completions if arguments.log_completions else None, keep), labels)
         decides = routing.practice.environments == AUTO
         watch = Watch(Monitor(monitor), run, decides=decides) if monitor is not None else None
         with named_as_arguments(arguments), given.as_it_was():
