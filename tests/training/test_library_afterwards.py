@@ -58,7 +58,8 @@ def labelled() -> Any:
     (lambda made: setattr(made, "train_dataset", rows().remove_columns("environment")), "train_dataset has no column env"),
     (lambda made: made.model.to(torch.bfloat16), r"trainer.model was cast .* is in bfloat16, .* float32; call .*float\(\)"),
     (lambda made: setattr(made, "train_dataset", labelled()),
-     "trainer.train_dataset has the class labels a, b, and the trainer was made with none; make a new trainer")])
+     "trainer.train_dataset has the class labels a, b, and the trainer was made with none; make a new trainer"),
+    (lambda made: made.model.compile(backend="eager"), "trainer.model is compiled, and a compiled model does not call the ho")])
 def test_what_was_changed_since_and_cannot_be_trained_is_refused_before_a_step(parts, subspace, tmp_path, change, message):
     made = trainer(parts, tmp_path / "run", subspace=subspace)
     change(made)

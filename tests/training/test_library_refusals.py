@@ -235,6 +235,17 @@ def test_a_subspace_of_another_model_and_a_model_that_is_routed_already_are_refu
     trainer(parts, tmp_path, model=model)
 
 
+@pytest.mark.slow
+def test_a_model_that_was_compiled_in_place_is_refused_as_a_wrapped_one_is(parts, subspace, tmp_path):
+    whole, part = load(parts)[0], load(parts)[0]
+    whole.compile(backend="eager")
+    part.model.layers[1].compile(backend="eager")
+    for model in (whole, part):
+        for routing in ({}, {"routing": PLAIN}):
+            with pytest.raises(RoutedRLError, match=r"model is compiled, and a compiled model does not .*without compile\(\)"):
+                trainer(parts, tmp_path, model=model, subspace=subspace, **routing)
+
+
 TINY = {"vocab_size": 99, "d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
 
 

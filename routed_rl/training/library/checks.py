@@ -34,6 +34,8 @@ SHARED = ("fp16", "use_liger_kernel", "torch_compile", "use_transformers_continu
           "auto_find_batch_size")
 """The fields of TRL's arguments that the library refuses just as the commands do; `STAYS` has the reasons. The library leaves the
 other fields of `STAYS` to TRL."""
+COMPILED = next(why for why, names in STAYS.items() if "torch_compile" in names.split())
+"""The reason for which no compiled model is trained."""
 OF_TRL = ("tools", "environment_factory", "rollout_func")
 
 
@@ -120,6 +122,13 @@ def check_unrouted(model: PreTrainedModel, name: str) -> None:
         raise ModelError(f"{name} is routed by another trainer; call its quarantine.remove(), or load the model again")
 
 
+def check_not_compiled(model: torch.nn.Module, name: str) -> None:
+    """ModelError if `torch.nn.Module.compile` was called on the model or on one of its modules. `name`: the name of the model in
+    messages."""
+    if any(getattr(module, "_compiled_call_impl", None) is not None for module in model.modules()):
+        raise ModelError(f"{name} is compiled, and {COMPILED}; load it again, without compile()")
+
+
 def check_one_device(model: PreTrainedModel, name: str, writers: list[Writer]) -> None:
     """ModelError if accelerate has divided the model among devices, as `device_map` asks for, or has put a forward of its own
     before that of a writer, which would then not be routed. `name`: the name of the model in messages."""
@@ -133,13 +142,14 @@ def check_one_device(model: PreTrainedModel, name: str, writers: list[Writer]) -
 
 def check_unchanged(trainer: Any) -> None:
     """Before a training, ConfigError if a script has set `trainer.args.output_dir` or `trainer.train_dataset` to what does not
-    fit the trainer that was made, or torch's default dtype to another than float32. ModelError if it has cast what is trained
-    to another dtype."""
+    fit the trainer that was made, or torch's default dtype to another than float32. ModelError if it has compiled the model, or
+    has cast what is trained to another dtype."""
     check_default_dtype()
     was, now = trainer.folder.path.absolute(), Path(trainer.args.output_dir).expanduser().absolute()
     if was != now:
         raise ConfigError(f"trainer.args.output_dir={now} was set after the trainer was made, whose run is in {was}; make a new "
                           "trainer with the other folder")
+    check_not_compiled(trainer.model, "trainer.model")
     known = trainer.labelled.names
     if new := [each for each in environments_of(trainer.train_dataset, trainer.labelled.column) if each not in known]:
         raise ConfigError(f"trainer.train_dataset has the environment {new[0]}, and the trainer was made for {', '.join(known)}; "

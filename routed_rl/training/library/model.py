@@ -19,7 +19,7 @@ from routed_rl.model.targets import Writer, disable_dropout, find_writers, freez
 from routed_rl.model.weights import require_full_weights, require_weights
 from routed_rl.routing import Router, unroute
 from routed_rl.subspace import Subspace
-from routed_rl.training.library.checks import check_one_device, check_subspace, check_unrouted
+from routed_rl.training.library.checks import check_not_compiled, check_one_device, check_subspace, check_unrouted
 from routed_rl.training.route import bases_of, check_axis, check_routable, route_model
 
 
@@ -38,7 +38,7 @@ class GivenModel:
     @classmethod
     def load(cls, model: Any, peft_config: Any, arguments: Any) -> "GivenModel":
         """Take the arguments `model` (a model, or the path of one, which is then loaded), `peft_config` and `args` of a library
-        trainer. ModelError if the model is routed already, or has a LoRA that cannot be trained."""
+        trainer. ModelError if the model is routed already or compiled, or has a LoRA that cannot be trained."""
         set_seed(arguments.seed)  # as TRL does first of all, because a LoRA begins with random numbers
         revision = None
         if isinstance(model, str):
@@ -55,6 +55,7 @@ class GivenModel:
             raise ModelError(f"model is a {type(plain(model)).__name__}, which cannot generate text; give a causal language "
                              "model, such as AutoModelForCausalLM.from_pretrained(PATH), or its path")
         check_unrouted(plain(model), name)  # in mode none too, where the other trainer's quarantine would stay in the policy
+        check_not_compiled(model, name)
         if not hasattr(model, "get_base_model"):
             if hasattr(model, "peft_config"):
                 raise ModelError(f"{name} has an adapter in it already; load the model again, or merge the adapter into it "
