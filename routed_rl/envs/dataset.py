@@ -91,8 +91,9 @@ class DatasetEnvironment:
 
 
 def _said(functions: Functions | None, task: Task, completion: str) -> Said:
-    """What `functions` say about a completion. A function may change what it is given, and then those of another setting, and
-    other completions of the task, still see the row itself. Only reward functions see one another's changes, as with TRL."""
+    """Return the answers of `functions` about a completion. A function may change what it is given, and then the functions of
+    other settings, and other completions of the task, still see the row itself. Only reward functions see one another's changes,
+    as with TRL."""
     prompt, data = copy.deepcopy((task.prompt, dict(task.data)))
     return functions.call(prompt, completion, data) if functions else Said([None])
 
