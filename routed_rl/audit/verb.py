@@ -24,7 +24,7 @@ from routed_rl.errors import CheckpointError, ConfigError
 from routed_rl.evaluate import evaluate
 from routed_rl.model.prompts import encode_prompts
 from routed_rl.pipeline.build import Parts, load_parts, make_router
-from routed_rl.pipeline.record import read_config, require_base
+from routed_rl.pipeline.record import inherited, read_config, require_base
 from routed_rl.report.differences import not_scored
 from routed_rl.subspace import Subspace
 from routed_rl.tracking import NOT_METRICS
@@ -55,7 +55,7 @@ def audit(target: str, settings: AuditConfig, envs: list[str] | None, json_file:
     partitions = {"kind": by_kind(parts.model, parts.writers, names),
                   "layer": by_layer(parts.model, names, settings.blocks)}
     sets = dict.fromkeys(one for groups in partitions.values() for one in models_to_measure(groups))
-    measured, policy = _measure(meter, list(sets), change, lambda: _load_policy(parts, meter.subspace, change, folder))
+    measured, policy = _measure(meter, list(sets), change, lambda: _load_policy(parts, run, meter.subspace, change, folder))
     found = {"settings": dataclasses.asdict(settings) | {"seed": config.seed, "checkpoint": folder.name},
              "models": {"base": measured[frozenset(names)], "policy": policy, "deployed": measured[frozenset()]},
              "groups": {name: _described(groups, measured, change) for name, groups in partitions.items()},
@@ -127,9 +127,9 @@ def _measure(meter: _Meter, sets: list[frozenset[str]], change: Change, load_pol
     return measured, policy
 
 
-def _load_policy(parts: Parts, subspace: Subspace | None, change: Change, folder: Path) -> None:
+def _load_policy(parts: Parts, run: RunFolder, subspace: Subspace | None, change: Change, folder: Path) -> None:
     load(parts.model, change.base)  # the router's reference must be that of the base model
-    router = make_router(parts, subspace)
+    router = make_router(parts, subspace, inherited(run))
     load(parts.model, change.deployed)
     if router is not None:
         checkpoint.load_quarantine(folder, router)

@@ -14,8 +14,10 @@ import yaml
 from safetensors.torch import load_file
 
 from routed_rl.artifacts import RunFolder
+from routed_rl.audit import audit
 from routed_rl.cli.compose import compose
 from routed_rl.cli.paths import from_anywhere
+from routed_rl.config import AuditConfig
 from routed_rl.errors import ConfigError, Halted, RunFolderError
 from tests import pipeline
 from tests.parts import typed
@@ -72,6 +74,18 @@ def test_what_was_dropped_stays_so_however_one_goes_on_and_from_wherever(old, tm
     with pytest.raises(ConfigError, match="--drop a: the run has no such environment; it has b, p"):
         go_back(once, tmp_path / "again", 4, drop=("a",))
     assert not (tmp_path / "again").exists()
+
+
+@pytest.fixture(scope="module")
+def fewer(old, tmp_path_factory) -> Path:
+    """It went back to step 4 and goes on without `a`, whose part stays in the quarantine."""
+    return go_back(old, tmp_path_factory.mktemp("fewer") / "run", 4, "baseline.detector.pool=100", drop=("a",))
+
+
+@pytest.mark.slow
+def test_a_run_that_dropped_an_environment_is_audited_with_the_part_that_stayed(fewer):
+    found = audit(str(fewer), AuditConfig(samples=2, prompts=2, blocks=1), None, None)["models"]
+    assert found["policy"]["shift"] != found["deployed"]["shift"]
 
 
 @pytest.mark.slow
