@@ -11,10 +11,14 @@ from routed_rl.stopping import STOP
 
 class RoutingCallback(TrainerCallback):
     """Calls methods of `trainer`, a `RoutedTrainerMixin`, at the start of a step, before and after the optimizer's step, and at
-    the end of the step."""
+    the end of the step. Before the first step it makes a run that goes on log, evaluate and save as often as its settings say."""
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        # transformers takes these intervals from the checkpoint, although the settings may have changed since.
+        state.compute_steps(args, state.max_steps)
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.trainer.edit is not None:

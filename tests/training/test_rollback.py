@@ -89,6 +89,15 @@ def test_a_run_that_dropped_an_environment_is_audited_with_the_part_that_stayed(
 
 
 @pytest.mark.slow
+def test_a_run_that_goes_on_saves_as_often_as_it_is_told_now(old, tmp_path):
+    """transformers would go on saving as the checkpoint's state says, without a word."""
+    once = go_back(old, tmp_path / "once", 4, "trainer.save_steps=1")
+    assert RunFolder(once).steps() == [4, 5, 6]
+    pipeline.resume(str(once), ["trainer.max_steps=10", "trainer.save_steps=3"], compose)
+    assert RunFolder(once).steps() == [4, 5, 6, 9, 10]
+
+
+@pytest.mark.slow
 def test_another_mix_takes_nothing_over_from_what_was_dropped_of_the_old_one(old, tmp_path):
     """There, `~env.a` would name what is not there."""
     once = go_back(old, tmp_path / "once", 4, drop=("a",))
