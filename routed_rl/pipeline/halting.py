@@ -95,11 +95,15 @@ def commands(run: RunFolder, name: str, before: int) -> list[str]:
             f"{command('resume', run.path)}    # go on as it is: it halts again on new evidence"]
 
 
-def put_aside(run: RunFolder) -> None:
-    """Move the record of a halt to `halts/step-N.json`, because the user has resumed the run."""
+def put_aside(run: RunFolder, step: int) -> None:
+    """Move the record of a halt to `halts/step-N.json`, because the user has resumed the run. The records of halts after `step`,
+    from which the run goes on, are removed, because the monitor judges those steps anew."""
     if halt := run.halt():
         (run.path / "halts").mkdir(exist_ok=True)
         run.halted.replace(run.path / "halts" / f"step-{halt['step']}.json")
+    for path in Path(run.path, "halts").glob("step-*.json"):
+        if step_of(path) > step:
+            path.unlink()
 
 
 def halted_steps(run: RunFolder) -> set[int]:

@@ -50,7 +50,7 @@ def train_steps(parts: Parts, plan: Plan, router: Router | None, served: Served 
     forget_after(run.completions, step)
     forget_results(run)
     forget_deployed(run, discard=parts.config.discard)
-    halting.put_aside(run)
+    halting.put_aside(run, step)
     tracker.begin(step)
     watch = _watch(parts.config, run)
     if watch.halting:  # the process was killed between the checkpoint of a halt and its record

@@ -175,6 +175,17 @@ def test_killed_between_the_checkpoint_of_a_halt_and_its_record_it_halts_after_a
     assert halted.halted.read_text() == record and halted.steps()[-1] == HALT
 
 
+@pytest.mark.slow
+def test_a_halt_at_a_step_that_is_trained_again_no_longer_counts(halted):
+    """Else the step would count as one after which the user went on, and its second halt would be passed over."""
+    shutil.rmtree(halted.checkpoint(HALT))
+    for _ in range(2):  # the second time as if it had been killed before the record was written
+        with pytest.raises(Halted):
+            pipeline.resume(str(halted.path), [], None)  # type: ignore[arg-type]
+        assert not list(halted.path.glob("halts/*")) and halted.steps()[-1] == HALT
+        halted.halted.unlink()
+
+
 def go_back(parts, whole, out, step, drop=(), forget=False, change=lambda wanted: None):
     def compose(_texts):
         wanted = config(parts, out)
