@@ -30,11 +30,11 @@ OPTIONAL = {"groups", "ahead", "origin"}
 
 
 @contextmanager
-def writing(run: RunFolder, step: int, keep: int | None) -> Iterator[Path]:
+def writing(run: RunFolder, step: int, keep: int | None, spared: Path | None = None) -> Iterator[Path]:
     """Yield a folder to fill with the checkpoint of `step`, and seal it when the block ends. A kill or a full disk never costs an
-    earlier checkpoint. Then the oldest checkpoints are removed until `keep` are left, the new one included (None: all stay).
-    Checkpoints of later steps, which are damaged (the run would otherwise have continued from them), are neither counted nor
-    removed."""
+    earlier checkpoint. Then the oldest checkpoints are removed until `keep` are left, the new one included (None: all stay). The
+    checkpoint `spared` stays in any case. Checkpoints of later steps, which are damaged (the run would otherwise have continued
+    from them), are neither counted nor removed."""
     try:
         with sealed_folder(run.checkpoint(step)) as partial:
             yield partial
@@ -45,7 +45,8 @@ def writing(run: RunFolder, step: int, keep: int | None) -> Iterator[Path]:
                               f"the last whole one is {whole.name if whole else 'none'}; make room, then "
                               f"{run.go_on()}") from error
     for old in [each for each in run.steps() if each <= step][:-keep] if keep else []:
-        remove(run.checkpoint(old))
+        if run.checkpoint(old) != spared:
+            remove(run.checkpoint(old))
 
 
 @contextmanager

@@ -105,7 +105,8 @@ class SavingMixin:
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         step, limit = self.state.global_step, self.args.save_total_limit  # pyright: ignore[reportAttributeAccessIssue]
-        with writing(self.run, step, limit) if RANKS.rank == 0 else nullcontext() as own:
+        best = self._best_checkpoint(step)
+        with writing(self.run, step, limit, best) if RANKS.rank == 0 else nullcontext() as own:
             folder = Path(RANKS.first(str(own)))
             self._checkpoint_root = str(folder)
             try:
@@ -116,14 +117,26 @@ class SavingMixin:
                                "ahead": self.ahead.state() if self.ahead is not None else None, "origin": self.origin,
                                **self.reward.state()}, RANKS.rank)
             RANKS.wait()  # The first process seals it after all have written.
+            if best is not None:  # transformers has noted the folder in which the checkpoint was being written
+                self.state.best_model_checkpoint = str(best)  # pyright: ignore[reportAttributeAccessIssue]
             if RANKS.rank == 0:
                 stock = next(folder.glob("checkpoint-*"))
+                if best is not None:
+                    self.state.save_to_json(str(stock / "trainer_state.json"))  # pyright: ignore[reportAttributeAccessIssue]
                 for path in stock.iterdir():
                     shutil.move(path, folder)
                 stock.rmdir()
             self._save_beside(folder)
             self.finite.checkpoint(step, folder, self.model)  # pyright: ignore[reportAttributeAccessIssue]
         RANKS.wait()
+
+    def _best_checkpoint(self, step: int) -> Path | None:
+        """Return the checkpoint with the best value of `args.metric_for_best_model`, counting that of `step`, which is about to
+        be written; None if no such metric was evaluated, or if no checkpoint was written at its best steps."""
+        state: Any = self.state  # pyright: ignore[reportAttributeAccessIssue]
+        if state.best_global_step and (state.best_global_step == step or self.run.checkpoint(state.best_global_step).exists()):
+            return self.run.checkpoint(state.best_global_step)
+        return Path(state.best_model_checkpoint) if state.best_model_checkpoint else None
 
     def _save_beside(self, folder: Path) -> None:
         """Write those files of a checkpoint that TRL's trainer does not write: the generation config (unless a LoRA is trained),

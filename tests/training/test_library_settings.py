@@ -1,0 +1,40 @@
+"""What some of TRL's settings mean for a run of the library: which checkpoints stay, what a run that goes on takes over, and what
+is said of settings that cannot work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from routed_rl.artifacts import broken_seal, read_json
+from tests.library import arguments, rows, subspace_of, trainer
+from tests.parts import write_parts
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory) -> Path:
+    return write_parts(tmp_path_factory.mktemp("parts"))
+
+
+@pytest.fixture(scope="module")
+def subspace(parts) -> Any:
+    return subspace_of(parts)
+
+
+@pytest.mark.slow
+def test_the_best_checkpoint_stays_beside_the_newest_and_the_state_names_it(parts, subspace, tmp_path):
+    """Each step is worse than the one before."""
+    args = arguments(tmp_path / "run", save_steps=1, save_total_limit=1, eval_strategy="steps", eval_steps=1,
+                     metric_for_best_model="reward")
+    made = trainer(parts, tmp_path, args=args, eval_dataset=rows(4), subspace=subspace)
+    made.evaluate = lambda **_: {"eval_reward": -made.state.global_step}
+    made.train()
+    best, newest = (made.folder.checkpoint(step) for step in (1, 3))
+    assert made.folder.steps() == [1, 3] and made.state.best_model_checkpoint == str(best)
+    for checkpoint in (best, newest):
+        assert read_json(checkpoint / "trainer_state.json")["best_model_checkpoint"] == str(best)
+        assert broken_seal(checkpoint) is None
+    AutoModelForCausalLM.from_pretrained(made.state.best_model_checkpoint)
