@@ -201,7 +201,8 @@ class SavingMixin:
                 check_optimizer(torch_optimizer(trainer.optimizer), shapes, stored)
                 trainer.optimizer.load_state_dict(stored)
         take_schedule(trainer.lr_scheduler, Path(checkpoint, "scheduler.pt"))
-        if (file := Path(checkpoint, "entropy_ctrl_state.json")).exists():  # the state of TRL's adaptive entropy
+        adapts = getattr(trainer, "use_adaptive_entropy", False)  # TRL's; the checkpoint has its state if it was on
+        if adapts and (file := Path(checkpoint, "entropy_ctrl_state.json")).exists():
             with going_on_from(file):
                 state = read_json(file)
                 trainer.entropy_coef, trainer._last_world_entropy = state["entropy_coef"] + 0.0, state["last_world_entropy"] + 0.0

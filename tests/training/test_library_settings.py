@@ -38,3 +38,13 @@ def test_the_best_checkpoint_stays_beside_the_newest_and_the_state_names_it(part
         assert read_json(checkpoint / "trainer_state.json")["best_model_checkpoint"] == str(best)
         assert broken_seal(checkpoint) is None
     AutoModelForCausalLM.from_pretrained(made.state.best_model_checkpoint)
+
+
+@pytest.mark.slow
+def test_a_constant_entropy_bonus_is_not_the_adaptive_one_with_which_the_run_began(parts, subspace, tmp_path):
+    made: Any = None
+    for last, own in ((1, {"use_adaptive_entropy": True, "entropy_coef": 0.5}), (2, {"entropy_coef": 0.02})):
+        args = arguments(tmp_path / "run", max_steps=last, save_steps=1, **own)
+        made = trainer(parts, tmp_path, args=args, subspace=subspace)
+        made.train(resume_from_checkpoint=last == 2)
+    assert made.entropy_coef == 0.02
