@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM
 
+from routed_rl import RoutingConfig
 from routed_rl.artifacts import broken_seal, read_json
 from tests.library import arguments, rows, subspace_of, trainer
 from tests.parts import write_parts
@@ -48,3 +49,13 @@ def test_a_constant_entropy_bonus_is_not_the_adaptive_one_with_which_the_run_beg
         made = trainer(parts, tmp_path, args=args, subspace=subspace)
         made.train(resume_from_checkpoint=last == 2)
     assert made.entropy_coef == 0.02
+
+
+@pytest.mark.slow
+def test_of_a_stream_too_it_is_said_truly_who_practises(parts, subspace, tmp_path, capsys):
+    """Its rows cannot be counted before they are read; the monitor trusts its environment all the same."""
+    made = trainer(parts, tmp_path, dataset=rows().to_iterable_dataset(), environment_column=None, subspace=subspace,
+                   args=arguments(tmp_path / "run", max_steps=1), routing=RoutingConfig())
+    made.train()
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("practice: ")]
+    assert len(said) == 1 and "are all made in its first 10 steps" in said[0]

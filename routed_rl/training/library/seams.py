@@ -111,7 +111,8 @@ class LibrarySeams(RoutedTrainerMixin):
         groups = {name: prompts_needed(arguments) * count / counts.total() for name, count in counts.items()}
         if self.router is not None:
             monitor = self.watch.monitor.config if self.watch is not None else None
-            nobody = untrusted(self.router.config, monitor, groups), idle(self.router.config, last_generation(arguments), groups)
+            nobody = (untrusted(self.router.config, monitor, self.labelled.names),  # a stream has no groups that could be counted
+                      idle(self.router.config, last_generation(arguments), groups))
             for line in filter(None, nobody):
                 console.say(f"practice: {line}")
         return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
