@@ -11,6 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from routed_rl import RoutingConfig
 from routed_rl.artifacts import broken_seal, read_json
+from routed_rl.errors import ConfigError
+from routed_rl.training.library.checks import check_arguments
 from tests.library import arguments, rows, subspace_of, trainer
 from tests.parts import write_parts
 
@@ -59,3 +61,14 @@ def test_of_a_stream_too_it_is_said_truly_who_practises(parts, subspace, tmp_pat
     made.train()
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("practice: ")]
     assert len(said) == 1 and "are all made in its first 10 steps" in said[0]
+
+
+@pytest.mark.parametrize(("name", "said"), [
+    ("fp16", "set args.bf16=true, which keeps float32 weights; leave it out"),
+    ("enable_jit_checkpoint", "it saves in the middle of a step, .*; set args.save_steps; leave it out"),
+    ("load_best_model_at_end", r"trainer\.state\.best_model_checkpoint names the best one, which is kept; leave it out")])
+def test_what_is_refused_is_told_in_the_words_of_a_script(tmp_path, name, said):
+    args = arguments(tmp_path / "run")
+    setattr(args, name, True)
+    with pytest.raises(ConfigError, match=said):
+        check_arguments(args)

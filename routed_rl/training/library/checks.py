@@ -18,6 +18,7 @@ from routed_rl.model.weights import check_default_dtype, model_hash
 from routed_rl.subspace import Subspace
 from routed_rl.training.fields import STAYS
 from routed_rl.training.library.datasets import environments_of, labels_of
+from routed_rl.training.library.messages import named_as_arguments
 
 ALONE = {
     "use_vllm": "its engine would serve the deployed model; the command trains with vLLM: routed-rl train rollout=vllm_colocate",
@@ -27,11 +28,14 @@ ALONE = {
     "push_to_hub": "it would upload the checkpoints, with the quarantine in them; call trainer.push_to_hub() after the training",
     "bf16_full_eval": "an evaluation would cast the weights themselves; set bf16=True, which computes in bfloat16",
     "fp16_full_eval": "an evaluation would cast the weights themselves; set bf16=True, which computes in bfloat16",
+    "load_best_model_at_end": "it would put the weights of one step beside the quarantine of another; set "
+                              "args.metric_for_best_model, and trainer.state.best_model_checkpoint names the best one, which is "
+                              "kept",
+    "enable_jit_checkpoint": "it saves in the middle of a step, from where no run can go on; set args.save_steps",
 }
-"""The fields of TRL's arguments that only the library refuses, and not the commands; each with the reason."""
-SHARED = ("fp16", "use_liger_kernel", "torch_compile", "use_transformers_continuous_batching", "load_best_model_at_end",
-          "sync_ref_model", "save_only_model", "ignore_data_skip", "enable_jit_checkpoint", "save_on_each_node",
-          "auto_find_batch_size")
+"""The fields of TRL's arguments that the commands do not refuse, or for another reason; each with the reason of the library."""
+SHARED = ("fp16", "use_liger_kernel", "torch_compile", "use_transformers_continuous_batching", "sync_ref_model",
+          "save_only_model", "ignore_data_skip", "save_on_each_node", "auto_find_batch_size")
 """The fields of TRL's arguments that the library refuses just as the commands do; `STAYS` has the reasons. The library leaves the
 other fields of `STAYS` to TRL."""
 COMPILED = next(why for why, names in STAYS.items() if "torch_compile" in names.split())
@@ -57,9 +61,10 @@ def check_arguments(arguments: Any) -> None:
     mode, so that runs in different modes can be compared."""
     check_default_dtype()
     reasons = {name: why for why, names in STAYS.items() for name in names.split()}
-    for name in (*ALONE, *SHARED):
-        if value := getattr(arguments, name, None):
-            raise ConfigError(f"args.{name}={value} is not supported: {ALONE.get(name) or reasons[name]}; leave it out")
+    with named_as_arguments(arguments):
+        for name in (*ALONE, *SHARED):
+            if value := getattr(arguments, name, None):
+                raise ConfigError(f"args.{name}={value} is not supported: {ALONE.get(name) or reasons[name]}; leave it out")
     # What `accelerate launch` has set in the process' environment is in no field of the arguments.
     if (precision := arguments.mixed_precision) not in ("no", "bf16"):
         raise ConfigError(f"accelerate is set to mixed_precision={precision}, which scales the gradients that routing reads; set "
