@@ -9,9 +9,9 @@ import pytest
 from transformers import TrainerControl
 
 from routed_rl.artifacts import RunFolder
-from routed_rl.config import MonitorConfig, RuleConfig
+from routed_rl.config import MonitorConfig, RandomControlConfig, RoutingConfig, RuleConfig
 from routed_rl.errors import ConfigError
-from routed_rl.monitor import RULES, Monitor, Verdict
+from routed_rl.monitor import RULES, Monitor, Verdict, never_halting
 from routed_rl.tracking import MetricsFile
 from routed_rl.training.watch import Watch
 
@@ -244,3 +244,14 @@ def test_a_limit_of_one_environment_goes_before_that_of_all():
     assert [name for _, name, _ in judged(config(shift=RuleConfig(limit=0.5, limits={"a": 0.2})), rows)] == ["a"]
     assert [name for _, name, _ in judged(config(shift=RuleConfig(limit=0.2, limits={"a": 0.5})), rows)] == ["b"]
     assert [name for _, name, _ in judged(config(shift=RuleConfig(limits={"b": 0.2})), rows)] == ["b"]
+
+
+@pytest.mark.parametrize(("routing", "named"), [
+    (RoutingConfig(), []), (RoutingConfig(mode="none"), ["pull", "evidence", "energy"]),
+    (RoutingConfig(mode="erase"), ["pull"]),
+    (RoutingConfig(random_control=RandomControlConfig(every=0)), ["energy"])])
+def test_rules_that_are_to_halt_and_that_a_run_does_not_feed_are_named(routing, named):
+    stops = RuleConfig(limit=1.0, action="halt")
+    monitor = MonitorConfig(pull=stops, evidence=stops, gap=stops, energy=stops, collapse=stops)
+    assert [line.split()[0] for line in never_halting(monitor, routing)] == named
+    assert never_halting(monitor.reporting(), routing) == []

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from routed_rl.config import LABELS, MonitorConfig, RoutingConfig
+
 Row = Mapping[str, Any]
 Readings = dict[str, float]
 """The values that a rule reads in one step, by environment; the key "" stands for the run as a whole."""
@@ -102,6 +104,31 @@ RULES = {
     "share": Rule("the routed share of the gradient", _of_run("routing/routed_fraction")),
     "collapse": Rule("the share of groups that are all paid alike", _of_run("train/frac_reward_zero_std")),
 }
+
+
+WITHOUT_ROUTING = ("gap", "collapse")
+"""Rules that have readings when nothing is routed at a subspace."""
+OF_THE_QUARANTINE = ("shift", "change", "pull", "push", "size")
+"""Rules that have no readings when the quarantine stays empty."""
+
+
+def unfed(rule: str, routing: RoutingConfig, *, truth: bool = True) -> str:
+    """Say why the rule of this name never has a reading in a run with these settings, and what to do; "" if it has readings.
+    `truth`: whether environments may report true scores."""
+    if routing.mode in ("none", LABELS) and rule not in WITHOUT_ROUTING:
+        others = " and ".join(name for name in WITHOUT_ROUTING if truth or name != "gap")
+        return f"with routing.mode={routing.mode}; set routing.mode=route, or let only {others} halt"
+    if routing.mode == "erase" and rule in OF_THE_QUARANTINE:
+        return "with routing.mode=erase, which keeps the quarantine empty; set routing.mode=route"
+    if rule.startswith("energy") and not routing.random_control.every:
+        return "with routing.random_control.every=0; set it to 16"
+    return ""
+
+
+def never_halting(monitor: MonitorConfig, routing: RoutingConfig, *, truth: bool = True) -> list[str]:
+    """Return a sentence on each rule that is to halt a run with these settings, but never has a reading; see `unfed`."""
+    return [f"{name} will never halt: it has nothing to read {why}" for name in monitor.halting()
+            if (why := unfed(name, routing, truth=truth))]
 
 
 def _of_environments(row: Row, area: str, quantity: str) -> Readings:

@@ -9,7 +9,7 @@ from routed_rl import console
 from routed_rl.artifacts import RunFolder, alone_in, write_json
 from routed_rl.config import Compose, Config, MonitorConfig, RuleConfig
 from routed_rl.errors import ConfigError, RunFolderError, command
-from routed_rl.monitor import FEWEST, Peaks, check_rate, peaks, set_limits, smallest_rate
+from routed_rl.monitor import FEWEST, Peaks, check_rate, peaks, set_limits, smallest_rate, unfed
 from routed_rl.multirun import reporter
 from routed_rl.multirun.job import folder_for_many, seeded, train_or_resume
 from routed_rl.multirun.workers import Execute, refuse_failed, run_missing
@@ -18,10 +18,6 @@ from routed_rl.tracking import MetricsFile
 CHEAP = ["evaluation.samples=0", "evaluation.every=0", "discard=false", "tracking.completions=false", "monitor.completions=0"]
 """Overrides of the runs that `calibrate` trains. They save time by leaving out evaluation, discard and stored completions. A
 setting that the user types counts instead."""
-WITHOUT_ROUTING = ("gap", "collapse")
-"""Rules of the monitor that have a value when nothing is routed."""
-OF_THE_QUARANTINE = ("shift", "change", "pull", "push", "size")
-"""Rules of the monitor that have no value when the quarantine stays empty."""
 
 
 def calibrate(overrides: list[str], runs: list[str], seeds: int, rate: float, out: str, jobs: int, compose: Compose, *,
@@ -69,19 +65,14 @@ def calibrate(overrides: list[str], runs: list[str], seeds: int, rate: float, ou
 def check_experiment(config: Config, rules: list[str], seeds: int, rate: float) -> None:
     """Raise ConfigError, before anything is trained, for an experiment from which no limit of `rules` could be calibrated with
     `seeds` runs at the rate `rate` of false halts."""
-    monitor, mode, steps = config.monitor, config.routing.mode, config.trainer.get("max_steps")
+    monitor, steps = config.monitor, config.trainer.get("max_steps")
     if seeds < FEWEST:
         raise ConfigError(f"--seeds must be at least {FEWEST}, got {seeds}: fewer runs do not show how much the readings vary")
     check_rate(rate, smallest_rate(seeds) * len(rules))
     for name in rules:
         nothing, patience = f"monitor.{name} has nothing to read", getattr(monitor, name).patience
-        if mode == "none" and name not in WITHOUT_ROUTING:
-            raise ConfigError(f"{nothing} with routing.mode=none; set routing.mode=route, or let only "
-                              f"{' and '.join(WITHOUT_ROUTING)} halt")
-        if mode == "erase" and name in OF_THE_QUARANTINE:
-            raise ConfigError(f"{nothing} with routing.mode=erase, which keeps the quarantine empty; set routing.mode=route")
-        if name.startswith("energy") and not config.routing.random_control.every:
-            raise ConfigError(f"{nothing} with routing.random_control.every=0; set it to 16")
+        if why := unfed(name, config.routing):
+            raise ConfigError(f"{nothing} {why}")
         if steps is not None and 0 < steps <= max(monitor.warmup, patience - 1):
             raise ConfigError(f"{nothing} in trainer.max_steps={steps} steps with monitor.warmup={monitor.warmup} and "
                               f"monitor.{name}.patience={patience}; train for more steps")

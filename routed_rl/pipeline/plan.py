@@ -10,6 +10,7 @@ from routed_rl.config import AUTO, LABELS, Config
 from routed_rl.console import say
 from routed_rl.envs import task_stream
 from routed_rl.model.prompts import encode_prompts
+from routed_rl.monitor import never_halting
 from routed_rl.pipeline.build import Parts
 from routed_rl.pipeline.launched import commands
 from routed_rl.pipeline.memory import trained_by_adapter
@@ -50,6 +51,8 @@ def show_plan(parts: Parts, plan: Plan, *, account: bool = False) -> None:
                  idle(config.routing, last_generation(arguments), groups)]
         for place, line in enumerate(filter(None, dict.fromkeys(lines))):
             say(f"{'' if place else 'practice':13} {line}")
+    for place, line in enumerate(never_halting(config.monitor, config.routing)):
+        say(f"{'' if place else 'monitor':13} {line}")
     minutes = "" if model.device.type == "meta" else (
         f", about {estimate_minutes(config, parts, arguments):.1f} minutes with evaluation")
     rollouts = completions_per_step(arguments) * config.launch.world

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM
 
-from routed_rl import RoutingConfig
+from routed_rl import MonitorConfig, RoutingConfig, RuleConfig
 from routed_rl.artifacts import broken_seal, read_json
 from routed_rl.errors import ConfigError
-from routed_rl.training.library.checks import check_arguments
-from tests.library import arguments, rows, subspace_of, trainer
+from routed_rl.training.library.checks import check_arguments, check_monitor
+from tests.library import PLAIN, arguments, rows, subspace_of, trainer
 from tests.parts import write_parts
 
 
@@ -61,6 +61,21 @@ def test_of_a_stream_too_it_is_said_truly_who_practises(parts, subspace, tmp_pat
     made.train()
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("practice: ")]
     assert len(said) == 1 and "are all made in its first 10 steps" in said[0]
+
+
+@pytest.mark.slow
+def test_rules_that_halt_and_that_nothing_feeds_are_named_before_the_first_step(parts, tmp_path, capsys):
+    monitor = MonitorConfig(evidence=RuleConfig(limit=6.0, action="halt"), collapse=RuleConfig(limit=2.0, action="halt"))
+    trainer(parts, tmp_path, subspace=None, routing=PLAIN, monitor=monitor, args=arguments(tmp_path / "run", max_steps=1)).train()
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("monitor: ")]
+    assert said == ["monitor: evidence will never halt: it has nothing to read with routing.mode=none; set routing.mode=route, "
+                    "or let only collapse halt"]
+
+
+def test_a_rule_on_true_scores_cannot_halt_where_reward_functions_report_none():
+    check_monitor(MonitorConfig())
+    with pytest.raises(ConfigError, match=r"monitor\.gap\.action=halt compares .* reward functions report none; .* another rule"):
+        check_monitor(MonitorConfig(gap=RuleConfig(limit=1.0, action="halt")))
 
 
 @pytest.mark.parametrize(("name", "said"), [

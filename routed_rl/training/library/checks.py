@@ -111,6 +111,9 @@ def check_monitor(monitor: MonitorConfig | None) -> None:
     if monitor is not None and monitor.health:
         raise ConfigError(f"monitor.health={monitor.health} needs the flags that environments report, and reward functions "
                           "report none; leave it at 0, or train by `routed-rl train monitor.health=N`")
+    if monitor is not None and monitor.gap.action == "halt":
+        raise ConfigError("monitor.gap.action=halt compares the paid reward with the true score, and reward functions report "
+                          "none; let another rule halt, or train by `routed-rl train` with environments that report it")
 
 
 def groups_of(freeze: list[str] | str | None, routing: RoutingConfig) -> list[str]:

@@ -11,7 +11,9 @@ import trl
 from torch import Tensor
 
 from routed_rl import console
+from routed_rl.config import RoutingConfig
 from routed_rl.errors import TaskError
+from routed_rl.monitor import never_halting
 from routed_rl.training.generations import last_generation, prompts_needed
 from routed_rl.training.library.hub import push
 from routed_rl.training.library.labelled import LabelledRows, scores_of
@@ -103,14 +105,17 @@ class LibrarySeams(RoutedTrainerMixin):
         return push(self, commit_message, blocking=blocking, token=token, revision=revision, **card)
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
-        """Before the first step, say which environments will not practise, because the monitor trusts none or the run is too
-        small."""
+        """Before the first step, say which rules of the monitor cannot halt, because they have nothing to read, and which
+        environments will not practise, because the monitor trusts none or the run is too small."""
         trainer: Any = self
         arguments, counts = copy.copy(trainer.args), self.labelled.counts(trainer.train_dataset)
         arguments.max_steps = max_steps
         groups = {name: prompts_needed(arguments) * count / counts.total() for name, count in counts.items()}
+        monitor = self.watch.monitor.config if self.watch is not None else None
+        routing = self.router.config if self.router is not None else RoutingConfig(mode="none")
+        for line in never_halting(monitor, routing, truth=False) if monitor is not None else []:
+            console.say(f"monitor: {line}")
         if self.router is not None:
-            monitor = self.watch.monitor.config if self.watch is not None else None
             nobody = (untrusted(self.router.config, monitor, self.labelled.names),  # a stream has no groups that could be counted
                       idle(self.router.config, last_generation(arguments), groups))
             for line in filter(None, nobody):
