@@ -4,15 +4,18 @@ is said of settings that cannot work."""
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM
+from transformers.optimization import Adafactor
 
 from routed_rl import MonitorConfig, RoutingConfig, RuleConfig
 from routed_rl.artifacts import broken_seal, read_json
 from routed_rl.errors import ConfigError
-from routed_rl.training.library.checks import check_arguments, check_monitor
+from routed_rl.training.library.checks import check_arguments, check_monitor, check_rates
 from tests.library import PLAIN, arguments, rows, subspace_of, trainer
 from tests.parts import write_parts
 
@@ -87,3 +90,12 @@ def test_what_is_refused_is_told_in_the_words_of_a_script(tmp_path, name, said):
     setattr(args, name, True)
     with pytest.raises(ConfigError, match=said):
         check_arguments(args)
+
+
+def test_an_optimizer_without_a_learning_rate_is_refused():
+    """By the rate of the weights the quarantine has its own pace."""
+    made = Adafactor(torch.nn.Linear(2, 2).parameters())
+    with pytest.raises(ConfigError, match="a Adafactor without a learning rate .*; give it one, such as Adafactor"):
+        check_rates(made)
+    check_rates(torch.optim.SGD(torch.nn.Linear(2, 2).parameters(), lr=0.1))
+    check_rates(SimpleNamespace(param_groups=[{"lr": torch.tensor(0.1), "params": []}]))

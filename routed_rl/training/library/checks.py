@@ -165,11 +165,21 @@ def check_unchanged(trainer: Any) -> None:
     if (labels := labels_of(trainer.train_dataset, trainer.labelled.column)) not in (None, trainer.labelled.labels):
         raise ConfigError(f"trainer.train_dataset has the class labels {', '.join(labels or [])}, and the trainer was made with "
                           f"{', '.join(trainer.labelled.labels or ['none'])}; make a new trainer with this dataset")
+    if trainer.router is not None:
+        check_rates(trainer.optimizer)
     for name, parameter in trainer.model.named_parameters() if trainer.router is not None else ():
         if parameter.requires_grad and parameter.dtype != torch.float32:
             raise ModelError(f"trainer.model was cast after the trainer was made: {name} is in "
                              f"{str(parameter.dtype).removeprefix('torch.')}, and what is trained must be in float32; call "
                              "trainer.model.float()")
+
+
+def check_rates(optimizer: Any) -> None:
+    """ConfigError if a group of parameters of an optimizer has no learning rate. None: there is no optimizer yet."""
+    if optimizer is not None and any(group.get("lr") is None for group in optimizer.param_groups):
+        raise ConfigError(f"optimizers has a {type(optimizer).__name__} without a learning rate (lr=None), from which the "
+                          "quarantine takes its pace; give it one, such as Adafactor(model.parameters(), lr=1e-3, "
+                          "scale_parameter=False, relative_step=False)")
 
 
 def check_subspace(model: PreTrainedModel, name: str, subspace: Subspace) -> None:

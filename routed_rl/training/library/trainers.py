@@ -26,6 +26,7 @@ from routed_rl.training.library.checks import (
     check_bases,
     check_kinds,
     check_monitor,
+    check_rates,
     check_trainer_of,
     check_unchanged,
     groups_of,
@@ -98,6 +99,8 @@ class LibraryMixin(LibrarySeams):
         if routing.mode == "none" and (given.lora is not None or arguments.beta):  # else a checkpoint has all that is needed
             self.origin = {"model_hash": model_hash(given.plain)}
         given.check_optimizers(trl.get("optimizers"))
+        if routing.mode != "none":
+            check_rates((trl.get("optimizers") or [None])[0])
         processing_class = processor_of(processing_class, given.plain, arguments, given.revision)
         check_prompts(train_dataset, eval_dataset, processing_class, trl)
         if isinstance(model, str) and not any(isinstance(function, str) for function in functions):
