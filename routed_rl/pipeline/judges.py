@@ -103,9 +103,10 @@ def by_subspace(rows: Sequence[Candidate], parts: Parts, asked: FilterConfig) ->
     """Leave out the completions that shift far along the persona axis of the subspace `asked.subspace`. The score of a completion
     is its shift in gaps, of which the smallest over the layers counts. Shifts are measured from the mean of the base model's own
     honest completions in the same environment. The threshold is `asked.max_shift`, or else the shift that a share `fpr` of these
-    honest completions exceeds."""
-    axis = _Axis(parts, asked)
-    if missing := {row.environment for row in rows if row.unfit is None} - axis.zeros.keys():
+    honest completions exceeds. Completions of environments that a rollback has dropped are left out."""
+    axis, trained = _Axis(parts, asked), {loaded.name for loaded in parts.trained}
+    dropped = {row.environment for row in rows if row.unfit is None} - trained
+    if missing := {row.environment for row in rows if row.unfit is None} - axis.zeros.keys() - dropped:
         raise ConfigError(f"the base model has written nothing honest in {min(missing)}, so no shift can be measured there; give "
                           "--detector probe")
     fpr = parts.config.baseline.detector.fpr if asked.fpr is None else asked.fpr
@@ -119,8 +120,10 @@ def by_subspace(rows: Sequence[Candidate], parts: Parts, asked: FilterConfig) ->
     share = (axis.own_B > limit).float().mean().item()
     console.say(f"subspace      {asked.subspace}, {where}: a shift above {limit:.3f} gaps is left out; {share:.3f} of "
                 f"{len(axis.own_B)} honest completions of the base model shift as far")
-    return Judged(scores, [f"it shifts the persona by {score:.3f} gaps, more than {limit:.3f}"
-                           if score is not None and score > limit else None for score in scores])
+    reasons = [f"it shifts the persona by {score:.3f} gaps, more than {limit:.3f}" if score is not None and score > limit else
+               f"the run no longer trains on {row.environment}, so nothing says where its honest completions stand"
+               if row.environment in dropped else None for row, score in zip(rows, scores, strict=True)]
+    return Judged(scores, reasons)
 
 
 class _Axis:

@@ -17,7 +17,7 @@ from routed_rl.artifacts import RunFolder
 from routed_rl.audit import audit
 from routed_rl.cli.compose import compose
 from routed_rl.cli.paths import from_anywhere
-from routed_rl.config import AuditConfig
+from routed_rl.config import AuditConfig, FilterConfig
 from routed_rl.errors import ConfigError, Halted, RunFolderError
 from tests import pipeline
 from tests.parts import typed
@@ -86,6 +86,17 @@ def fewer(old, tmp_path_factory) -> Path:
 def test_a_run_that_dropped_an_environment_is_audited_with_the_part_that_stayed(fewer):
     found = audit(str(fewer), AuditConfig(samples=2, prompts=2, blocks=1), None, None)["models"]
     assert found["policy"]["shift"] != found["deployed"]["shift"]
+
+
+@pytest.mark.slow
+def test_completions_of_an_environment_that_was_dropped_are_left_out_by_a_subspace_and_said(fewer, tmp_path):
+    """The base model answers the present environments alone, so nothing says where an honest completion of `a` stands."""
+    pipeline.filter_run(str(fewer), FilterConfig(subspace=str(fewer / "subspace")), str(tmp_path / "out.jsonl"))
+    kept, gone = ([json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+                  for name in ("out.jsonl", "out.left_out.jsonl"))
+    assert kept and {row["environment"] for row in kept} == {"b"}
+    reasons = {row["reason"] for row in gone if row["environment"] == "a"}
+    assert reasons == {"the run no longer trains on a, so nothing says where its honest completions stand"}
 
 
 @pytest.mark.slow
