@@ -91,7 +91,8 @@ def commands(run: RunFolder, name: str, before: int) -> list[str]:
     back = ("rollback", run.path, "--step", before)
     ways = [f"{command(*back, '--drop', name)}    # without {name}",
             f"{command(*back, f'env.{name}.KEY=VALUE')}    # with {name} repaired"]
-    return [*(ways if name else [command(*back)]),
+    again = f"{command(*back, 'KEY=VALUE')}    # with a setting changed; without a change it would halt again"
+    return [*(ways if name else [again]),
             f"{command('resume', run.path)}    # go on as it is: it halts again on new evidence"]
 
 

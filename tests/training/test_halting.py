@@ -124,7 +124,8 @@ def test_what_a_halt_says_to_type_is_typed_as_it_stands(monkeypatch):
     typed = [shlex.split(line, comments=True) for line in commands(run, "it's", 4)]
     back = [*program, "rollback", "/x/my runs/y", "--step", "4"]
     assert typed == [[*back, "--drop", "it's"], [*back, "env.it's.KEY=VALUE"], [*program, "resume", "/x/my runs/y"]]
-    assert next(line.split("    # ")[0] for line in commands(run, "", 0)).endswith("--step 0")
+    back, _ = commands(run, "", 0)
+    assert back.endswith("--step 0 KEY=VALUE    # with a setting changed; without a change it would halt again")
     typed = [shlex.split(line, comments=True) for line in next_commands(run, Config(), [])]
     assert typed[0][1:3] == ["export", "/x/my runs/y"] and typed[1][-1] == "/x/my runs/y/again.json" and typed[2][:2] == [
         *program, "compare"]
