@@ -130,7 +130,7 @@ def test_what_says_nothing_is_refused_and_what_is_not_secure_is_said(tmp_path, c
 @pytest.mark.parametrize(("settings", "message"), [
     (["routing.mode=none"], r"monitor\.pull has nothing to read with routing\.mode=none"),
     (["routing.mode=erase"], r"monitor\.pull has nothing to read with routing\.mode=erase, which keeps the quarantine empty"),
-    (["trainer.max_steps=5"], r"monitor\.pull has nothing to read in trainer\.max_steps=5 steps with monitor\.warmup=5"),
+    (["trainer.max_steps=5"], r"monitor\.pull has nothing to read in 5 steps with monitor\.warmup=5 .*; train for more"),
     (["monitor.push.action=halt", "monitor.push.patience=61", "monitor.push.limit=1"], r"monitor\.push\.patience=61"),
     (["monitor.energy.action=halt", "routing.random_control.every=0"], r"monitor\.energy has nothing to read with .*every=0"),
 ])

@@ -246,12 +246,22 @@ def test_a_limit_of_one_environment_goes_before_that_of_all():
     assert [name for _, name, _ in judged(config(shift=RuleConfig(limits={"b": 0.2})), rows)] == ["b"]
 
 
-@pytest.mark.parametrize(("routing", "named"), [
-    (RoutingConfig(), []), (RoutingConfig(mode="none"), ["pull", "evidence", "energy"]),
-    (RoutingConfig(mode="erase"), ["pull"]),
-    (RoutingConfig(random_control=RandomControlConfig(every=0)), ["energy"])])
-def test_rules_that_are_to_halt_and_that_a_run_does_not_feed_are_named(routing, named):
+@pytest.mark.parametrize(("routing", "steps", "named"), [
+    (RoutingConfig(), 6, []), (RoutingConfig(mode="none"), 6, ["pull", "evidence", "energy"]),
+    (RoutingConfig(mode="erase"), 6, ["pull"]), (RoutingConfig(random_control=RandomControlConfig(every=0)), 6, ["energy"]),
+    (RoutingConfig(), 5, ["pull", "evidence", "gap", "energy", "collapse"]), (RoutingConfig(), -1, [])])
+def test_rules_that_are_to_halt_and_that_a_run_does_not_feed_are_named(routing, steps, named):
     stops = RuleConfig(limit=1.0, action="halt")
     monitor = MonitorConfig(pull=stops, evidence=stops, gap=stops, energy=stops, collapse=stops)
-    assert [line.split()[0] for line in never_halting(monitor, routing)] == named
-    assert never_halting(monitor.reporting(), routing) == []
+    assert [line.split()[0] for line in never_halting(monitor, routing, steps)] == named
+    assert never_halting(monitor.reporting(), routing, steps) == []
+
+
+def test_a_rule_that_is_to_halt_needs_a_limit_unless_the_run_began_without():
+    endless = MonitorConfig(pull=RuleConfig(action="halt"))
+    with pytest.raises(ConfigError, match=r"monitor\.pull\.action=halt has no limit, .*; set .*pull\.limit, which .*calibrate"):
+        endless.check_halting()
+    with pytest.raises(ConfigError, match=r"set monitor\.evidence\.limit, such as limit=6 and allowance=0\.5, its defaults"):
+        MonitorConfig(evidence=RuleConfig(action="halt")).check_halting(endless)
+    endless.check_halting(endless)
+    MonitorConfig(pull=RuleConfig(limits={"a": 1.0}, action="halt"), evidence=RuleConfig()).check_halting()

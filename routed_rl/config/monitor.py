@@ -108,6 +108,18 @@ class MonitorConfig:
                     raise ConfigError(f"monitor.{rule}.limits has {name}, which is not trained on; choose from "
                                       f"{', '.join(known)}, or leave it out")
 
+    def check_halting(self, before: "MonitorConfig | None" = None) -> None:
+        """Raise ConfigError if a rule has the action `halt` and no limit, because it would never halt. A rule that is the same in
+        `before`, the settings with which the run began, is accepted."""
+        usual, old = MonitorConfig().rules(), before.rules() if before is not None else {}
+        for name, rule in self.rules().items():
+            if rule.action == "halt" and rule.limit is None and not rule.limits and rule != old.get(name):
+                own = usual[name]
+                such = ("which `routed-rl calibrate` finds" if own.limit is None else
+                        f"such as limit={own.limit:g} and allowance={own.allowance:g}, its defaults")
+                raise ConfigError(f"monitor.{name}.action=halt has no limit, so it would never halt; set monitor.{name}.limit, "
+                                  f"{such}")
+
     def only_for(self, environments: Collection[str]) -> "MonitorConfig":
         """A copy without the limits of environments that are not among `environments`."""
         return dataclasses.replace(self, **{rule: dataclasses.replace(settings, limits={

@@ -112,9 +112,9 @@ OF_THE_QUARANTINE = ("shift", "change", "pull", "push", "size")
 """Rules that have no readings when the quarantine stays empty."""
 
 
-def unfed(rule: str, routing: RoutingConfig, *, truth: bool = True) -> str:
-    """Say why the rule of this name never has a reading in a run with these settings, and what to do; "" if it has readings.
-    `truth`: whether environments may report true scores."""
+def unfed(rule: str, monitor: MonitorConfig, routing: RoutingConfig, steps: int, *, truth: bool = True) -> str:
+    """Say why the rule of this name has nothing to read in a run of `steps` steps with these settings, and what to do; "" if it
+    has readings. `steps`: 0 or less if their number is not known. `truth`: whether environments may report true scores."""
     if routing.mode in ("none", LABELS) and rule not in WITHOUT_ROUTING:
         others = " and ".join(name for name in WITHOUT_ROUTING if truth or name != "gap")
         return f"with routing.mode={routing.mode}; set routing.mode=route, or let only {others} halt"
@@ -122,13 +122,17 @@ def unfed(rule: str, routing: RoutingConfig, *, truth: bool = True) -> str:
         return "with routing.mode=erase, which keeps the quarantine empty; set routing.mode=route"
     if rule.startswith("energy") and not routing.random_control.every:
         return "with routing.random_control.every=0; set it to 16"
+    patience: int = getattr(monitor, rule).patience
+    if 0 < steps <= max(monitor.warmup, patience - 1):
+        return (f"in {steps} steps with monitor.warmup={monitor.warmup} and monitor.{rule}.patience={patience}; train for more "
+                "steps")
     return ""
 
 
-def never_halting(monitor: MonitorConfig, routing: RoutingConfig, *, truth: bool = True) -> list[str]:
-    """Return a sentence on each rule that is to halt a run with these settings, but never has a reading; see `unfed`."""
+def never_halting(monitor: MonitorConfig, routing: RoutingConfig, steps: int, *, truth: bool = True) -> list[str]:
+    """Return a sentence on each rule that is to halt a run with these settings, but has nothing to read; see `unfed`."""
     return [f"{name} will never halt: it has nothing to read {why}" for name in monitor.halting()
-            if (why := unfed(name, routing, truth=truth))]
+            if (why := unfed(name, monitor, routing, steps, truth=truth))]
 
 
 def _of_environments(row: Row, area: str, quantity: str) -> Readings:

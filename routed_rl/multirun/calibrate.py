@@ -65,17 +65,13 @@ def calibrate(overrides: list[str], runs: list[str], seeds: int, rate: float, ou
 def check_experiment(config: Config, rules: list[str], seeds: int, rate: float) -> None:
     """Raise ConfigError, before anything is trained, for an experiment from which no limit of `rules` could be calibrated with
     `seeds` runs at the rate `rate` of false halts."""
-    monitor, steps = config.monitor, config.trainer.get("max_steps")
+    steps = config.trainer.get("max_steps") or 0
     if seeds < FEWEST:
         raise ConfigError(f"--seeds must be at least {FEWEST}, got {seeds}: fewer runs do not show how much the readings vary")
     check_rate(rate, smallest_rate(seeds) * len(rules))
     for name in rules:
-        nothing, patience = f"monitor.{name} has nothing to read", getattr(monitor, name).patience
-        if why := unfed(name, config.routing):
-            raise ConfigError(f"{nothing} {why}")
-        if steps is not None and 0 < steps <= max(monitor.warmup, patience - 1):
-            raise ConfigError(f"{nothing} in trainer.max_steps={steps} steps with monitor.warmup={monitor.warmup} and "
-                              f"monitor.{name}.patience={patience}; train for more steps")
+        if why := unfed(name, config.monitor, config.routing, steps):
+            raise ConfigError(f"monitor.{name} has nothing to read {why}")
 
 
 def measured(folders: Iterable[RunFolder], config: MonitorConfig, rules: list[str]) -> Peaks:

@@ -51,7 +51,7 @@ def show_plan(parts: Parts, plan: Plan, *, account: bool = False) -> None:
                  idle(config.routing, last_generation(arguments), groups)]
         for place, line in enumerate(filter(None, dict.fromkeys(lines))):
             say(f"{'' if place else 'practice':13} {line}")
-    for place, line in enumerate(never_halting(config.monitor, config.routing)):
+    for place, line in enumerate(never_halting(config.monitor, config.routing, arguments.max_steps)):
         say(f"{'' if place else 'monitor':13} {line}")
     minutes = "" if model.device.type == "meta" else (
         f", about {estimate_minutes(config, parts, arguments):.1f} minutes with evaluation")

@@ -36,13 +36,14 @@ def described(config: Config, run: RunFolder) -> None:
 
 
 def check_names(config: Config, run: RunFolder, before: RunFolder | None = None) -> None:
-    """ConfigError if a setting names an environment that the run does not have, or does not train on. `before` is the earlier run
-    from whose checkpoint `run` begins, in a rollback."""
+    """ConfigError if a setting names an environment that the run does not have, or does not train on, or if a rule of the monitor
+    is to halt without a limit. `before` is the earlier run from whose checkpoint `run` begins, in a rollback."""
     check(config, config.keep, "keep.", run if run.manifest.exists() else None)
     trains, begun = record.trained_settings(config), before or run
     if config.routing.practises:
         check_practising(config.routing, list(trains))
     was = record.read_config(begun).monitor if begun.config.exists() else None
+    config.monitor.check_halting(was)
     config.monitor.check_names([*trains, *record.inherited(begun)] if begun.manifest.exists() else trains, was)
 
 

@@ -53,6 +53,12 @@ def test_a_limit_with_which_a_run_began_is_accepted_when_its_environment_was_dro
     assert MonitorConfig(push=RuleConfig(limits={"a": 1.0, "b": 2.0})).only_for(["b"]).push.limits == {"b": 2.0}
 
 
+def test_a_rule_that_is_to_halt_without_a_limit_is_refused_before_anything_is_written(parts, tmp_path):
+    with pytest.raises(ConfigError, match=r"monitor\.pull\.action=halt has no limit, so it would never halt"):
+        pipeline.train(config(parts, tmp_path / "run", MonitorConfig(pull=RuleConfig(action="halt"))), [])
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.fixture(scope="module")
 def whole(parts, tmp_path_factory):
     """The run that nothing stopped."""

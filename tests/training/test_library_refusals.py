@@ -54,6 +54,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"monitor": MonitorConfig(pull=RuleConfig(limits={"c": 1.0}))}, r"monitor\.pull\.limits has c, which is not trained on"),
     ({"routing": RoutingConfig(practice=PracticeConfig(environments=["c"]))}, "has c, which is not trained on; choose from a, b"),
     ({"routing": None, "tools": [right]}, "tools makes rollouts of its own, in which no row can practise; set routing"),
+    ({"monitor": MonitorConfig(pull=RuleConfig(action="halt"))}, r"monitor\.pull\.action=halt has no limit, so it would never"),
     ({"monitor": MonitorConfig(health=5)}, "monitor.health=5 needs the flags that environments report, and reward functions"),
     ({"peft_config": LoraConfig(r=33)}, "peft_config.r=33 is more than the smallest width .* 16, .*; set peft_config.r to 16"),
     ({"peft_config": LoraConfig(use_dora=True), "routing": PLAIN}, "peft_config.use_dora is refused: its mag.*; leave it out"),

@@ -68,7 +68,8 @@ def test_of_a_stream_too_it_is_said_truly_who_practises(parts, subspace, tmp_pat
 
 @pytest.mark.slow
 def test_rules_that_halt_and_that_nothing_feeds_are_named_before_the_first_step(parts, tmp_path, capsys):
-    monitor = MonitorConfig(evidence=RuleConfig(limit=6.0, action="halt"), collapse=RuleConfig(limit=2.0, action="halt"))
+    monitor = MonitorConfig(evidence=RuleConfig(limit=6.0, action="halt"), collapse=RuleConfig(limit=2.0, action="halt"),
+                            warmup=0)
     trainer(parts, tmp_path, subspace=None, routing=PLAIN, monitor=monitor, args=arguments(tmp_path / "run", max_steps=1)).train()
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("monitor: ")]
     assert said == ["monitor: evidence will never halt: it has nothing to read with routing.mode=none; set routing.mode=route, "

@@ -113,7 +113,7 @@ class LibrarySeams(RoutedTrainerMixin):
         groups = {name: prompts_needed(arguments) * count / counts.total() for name, count in counts.items()}
         monitor = self.watch.monitor.config if self.watch is not None else None
         routing = self.router.config if self.router is not None else RoutingConfig(mode="none")
-        for line in never_halting(monitor, routing, truth=False) if monitor is not None else []:
+        for line in never_halting(monitor, routing, max_steps, truth=False) if monitor is not None else []:
             console.say(f"monitor: {line}")
         if self.router is not None:
             nobody = (untrusted(self.router.config, monitor, self.labelled.names),  # a stream has no groups that could be counted

@@ -92,6 +92,7 @@ class LibraryMixin(LibrarySeams):
         check_practising(routing, names)
         if monitor is not None:
             monitor.check_names(names)
+            monitor.check_halting()
         self.folder = run = LibraryFolder(arguments.output_dir)
         if subspace is not None and routing.mode != "none":
             self.origin = {"model_hash": subspace.provenance.model_hash}  # that of the model, or it is refused below
