@@ -14,7 +14,7 @@ from routed_rl.artifacts import RunFolder
 from routed_rl.config import Compose, Config, from_mapping
 from routed_rl.config.checks import first_difference
 from routed_rl.config.references import resolved_at_once
-from routed_rl.errors import ConfigError, RunFolderError
+from routed_rl.errors import ConfigError, Halted, RunFolderError, command
 from routed_rl.importing import importing
 from routed_rl.pipeline.record import as_it_was, moved
 
@@ -69,12 +69,16 @@ def folder_for_many(place: str | Path, option: str) -> Path:
 
 
 def train_or_resume(config: Config, overrides: list[str]) -> None:
-    """Train one run, from the start or from where it was stopped."""
+    """Train one run, from the start or from where it was stopped. Raises `Halted` for a run that the monitor has halted, because
+    only its user may take it past the halt."""
     with importing():
         from routed_rl.pipeline.train import resume, train
 
     assert config.out is not None
     if (run := RunFolder(config.out)).config.exists():
+        if halt := run.halt():
+            raise Halted(f"{run.path} was halted by the monitor at step {halt['step']}, and goes on only if you say so: "
+                         f"{command('resume', run.path)}", str(run.path))
         resume(config.out, [], lambda _: config)  # nothing is composed, because a resumed run keeps its settings
     else:
         if run.path.is_dir():  # a process that ended while it made the folder leaves one that holds no run

@@ -16,6 +16,7 @@ from routed_rl.artifacts import RunFolder
 from routed_rl.config import Config, MonitorConfig, RuleConfig
 from routed_rl.errors import CheckpointError, ConfigError, Halted
 from routed_rl.monitor import RULES, Verdict
+from routed_rl.multirun.job import train_or_resume
 from routed_rl.pipeline.halting import checkpoint_before, commands, halt, ranked
 from routed_rl.pipeline.summary import next_commands
 from routed_rl.tracking import MetricsFile, Tracker
@@ -180,6 +181,14 @@ def test_killed_between_the_checkpoint_of_a_halt_and_its_record_it_halts_after_a
     with pytest.raises(Halted):
         pipeline.resume(str(halted.path), [], None)  # type: ignore[arg-type]
     assert halted.halted.read_text() == record and halted.steps()[-1] == HALT
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_repeated_does_not_take_a_trial_past_its_halt(parts, halted):
+    before = halted.halted.read_text()
+    with pytest.raises(Halted, match="was halted by the monitor at step 3, and goes on only if you say so: .*resume"):
+        train_or_resume(config(parts, halted.path, halting()), [])
+    assert halted.halted.read_text() == before and halted.steps()[-1] == HALT
 
 
 @pytest.mark.slow
