@@ -222,7 +222,9 @@ class SavingMixin:
                 self.reward.load(loop)
                 if self.ahead is not None:
                     self.ahead.load(loop.get("ahead"))
-            self._step, self._buffered_inputs = loop["micro_step"], loop["buffered"]
+            self._step = loop["micro_step"]
+            if len(loop["buffered"] or []) == self.args.steps_per_generation:  # pyright: ignore[reportAttributeAccessIssue]
+                self._buffered_inputs = loop["buffered"]  # else TRL makes a generation of the new size now
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         with going_on_from(Path(checkpoint or "", f"rng_state{f'_{RANKS.rank}' if RANKS.count > 1 else ''}.pth")):

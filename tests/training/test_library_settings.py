@@ -57,6 +57,17 @@ def test_a_constant_entropy_bonus_is_not_the_adaptive_one_with_which_the_run_beg
 
 
 @pytest.mark.slow
+def test_a_run_that_goes_on_with_larger_generations_makes_one_where_its_stored_one_ends(parts, subspace, tmp_path):
+    """After one micro-batch of a generation, which has two now."""
+    for last in (1, 3):
+        args = arguments(tmp_path / "run", max_steps=last, save_steps=1, steps_per_generation=last // 3 + 1,
+                         per_device_train_batch_size=8, gradient_accumulation_steps=1)
+        made = trainer(parts, tmp_path, args=args, subspace=subspace)
+        made.train(resume_from_checkpoint=last == 3)
+    assert [row["step"] for row in made.rows] == [1, 2, 3]
+
+
+@pytest.mark.slow
 def test_of_a_stream_too_it_is_said_truly_who_practises(parts, subspace, tmp_path, capsys):
     """Its rows cannot be counted before they are read; the monitor trusts its environment all the same."""
     made = trainer(parts, tmp_path, dataset=rows().to_iterable_dataset(), environment_column=None, subspace=subspace,
