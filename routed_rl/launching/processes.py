@@ -1,7 +1,8 @@
 """Starts the processes of a run on one machine, in the way of torchrun: they find each other by MASTER_ADDR and MASTER_PORT.
 
-Signals are passed on to the processes. If one of them fails, all are ended, and the error message of the failed process is raised
-here. The first process writes to the screen, the others write to files. Not covered: restarts; use `resume`.
+Signals are passed on to the processes, Ctrl-C as SIGTERM. If one of them fails, all are ended, and the error message of the
+failed process is raised here. The first process writes to the screen, the others write to files. Not covered: restarts; use
+`resume`.
 """
 
 import math
@@ -18,7 +19,7 @@ from types import FrameType
 
 from routed_rl.config import LaunchConfig
 from routed_rl.errors import CheckFailed, LaunchError, RoutedRLError, Stopped
-from routed_rl.stopping import PARENT, SIGNALS
+from routed_rl.stopping import PARENT, SIGNALS, WAIT
 from routed_rl.web import free_port
 
 POLL_S = 0.2
@@ -72,16 +73,22 @@ def process_variables(launch: LaunchConfig, rank: int, local: int, address: str,
 
 @contextmanager
 def _forwarding(processes: Processes) -> Iterator[list[tuple[int, float]]]:
-    """Inside the block, the signals `SIGNALS` are passed on to `processes`, which finish their step before they end. Yields the
-    list of the signals that came, with their times."""
+    """Inside the block, the signals `SIGNALS` are passed on to `processes`, which finish their step before they end. The first
+    Ctrl-C is passed on as SIGTERM, unless this process ignores it; a second one raises KeyboardInterrupt. Yields the list of the
+    signals that came, with their times."""
     came: list[tuple[int, float]] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            if came:
+                raise KeyboardInterrupt
+            os.write(2, WAIT)
         came.append((number, time.monotonic()))
         for process in processes:
-            process.send_signal(number)
+            process.send_signal(signal.SIGTERM if number == signal.SIGINT else number)
 
-    before = {each: signal.signal(each, forward) for each in SIGNALS}
+    ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    before = {each: signal.signal(each, forward) for each in (*SIGNALS, *([] if ignored else [signal.SIGINT]))}
     try:
         yield came
     finally:
@@ -151,6 +158,8 @@ def _error(failures: dict[int, int], logs: Path, first: int, world: int, asked: 
     if code in (2, 4):
         return RoutedRLError(said) if code == 2 else CheckFailed(said)
     if code > 128:
+        if asked == signal.SIGINT:
+            said = said.replace("SIGTERM", "SIGINT")  # which the processes got in its place
         return Stopped(said, asked or code - 128)
     name = f"process {first + local} of {world}"
     if code < 0:

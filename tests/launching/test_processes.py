@@ -66,14 +66,40 @@ def test_a_bug_in_a_process_shows_its_traceback(tmp_path, capfd):
     assert "ZeroDivisionError" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("number", tiered([signal.SIGTERM, signal.SIGUSR1], slow=[signal.SIGUSR1]))
+@pytest.mark.parametrize("number", tiered([signal.SIGTERM, signal.SIGUSR1, signal.SIGINT], slow=[signal.SIGUSR1, signal.SIGINT]))
 def test_a_signal_goes_on_to_every_process_and_they_may_end_in_peace(tmp_path, number):
+    """Ctrl-C as SIGTERM, which the processes wait for while they train."""
+    told = signal.SIGTERM if number == signal.SIGINT else number
     threading.Timer(1.5, os.kill, (os.getpid(), number)).start()
     with pytest.raises(Stopped) as stopped:
-        run(f"signal.signal({number:d}, lambda *_: (open('{tmp_path}/told-' + rank, 'w').close(), time.sleep(1), sys.exit(0))); "
+        run(f"signal.signal({told:d}, lambda *_: (open('{tmp_path}/told-' + rank, 'w').close(), time.sleep(1), sys.exit(0))); "
             "time.sleep(60)", tmp_path / "logs")
     assert stopped.value.signal == number
     assert (tmp_path / "told-0").exists() and (tmp_path / "told-1").exists()
+
+
+@pytest.mark.slow
+def test_a_second_interrupt_does_not_wait_and_a_process_that_ignores_them_still_does(tmp_path):
+    """The worker of a comparison ignores them; the comparison itself ends it."""
+    for seconds in (1.5, 2.5):
+        threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT)).start()
+    begin = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run("signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)", tmp_path)
+    assert time.monotonic() - begin < 20
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+        run("time.sleep(1.5)", tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_is_not_told_as_the_signal_that_the_processes_got(tmp_path):
+    (tmp_path / "process-0.err").write_text("stopped: stopped by SIGTERM after step 3, with a checkpoint; to go on: resume\n")
+    found = processes._error({0: 143}, tmp_path, 0, 1, signal.SIGINT)
+    assert isinstance(found, Stopped) and found.signal == signal.SIGINT
+    assert str(found) == "stopped by SIGINT after step 3, with a checkpoint; to go on: resume"
 
 
 @pytest.mark.slow
