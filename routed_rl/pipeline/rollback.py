@@ -2,7 +2,8 @@
 is.
 
 Without a change the new run repeats the old one from that checkpoint on, bit for bit on a CPU. With other environments the
-mixture starts afresh, with tasks that were not seen before; steps, schedules, weights and optimizer continue.
+mixture starts afresh, with tasks that were not seen before, and a weight or a stage of an environment that is due after a number
+of tasks counts from there; steps, the schedule of the learning rate, the model's weights and its optimizer continue.
 """
 
 import dataclasses
