@@ -67,7 +67,8 @@ class ContractError(ValueError):
 
     def __init__(self, problem: str, remedy: str, place: str = "", kind: Kind = "error") -> None:
         super().__init__(problem)
-        self.remedy, self.place, self.kind = remedy, place, kind
+        self.remedy, self.place = remedy, place
+        self.kind: Kind = kind
 
 
 class Reported(TaskError):
