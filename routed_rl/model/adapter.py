@@ -26,6 +26,9 @@ from routed_rl.ranks import RANKS
 from routed_rl.routing.adapted import NAME, has_adapter
 from routed_rl.routing.shards import whole
 
+COPY = f".modules_to_save.{NAME}."
+"""Part of the name of a tensor that an adapter has a trained copy of, in place of a LoRA on it (`modules_to_save`)."""
+
 
 def attach(model: PreTrainedModel, config: AdapterConfig, writers: list[Writer], seed: int) -> PeftModel:
     """Put a LoRA with the settings `config` on the model in place, and return PEFT's wrapper around the model. The model's own
@@ -107,18 +110,20 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trained: bool = False)
 
 def merge(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """Add the product of the LoRA that is stored in a folder to the weights of a model in place, and return the model. The sum is
-    computed in float32. ModelError if the LoRA does not fit the model, or if modules with LoRAs of their own share a weight."""
+    computed in float32. Whole modules that the adapter holds (`modules_to_save`) replace the model's. ModelError if the LoRA does
+    not fit the model, or if a module that it changes shares its weight with another."""
     with reading(ModelError, _no_lora(folder, model)), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT warns of faults that are refused below
         settings = PeftConfig.from_pretrained(str(folder))
         if settings.peft_type != "LORA":
             raise ValueError(f"it is of the kind {settings.peft_type}")
         wrapped = PeftModel.from_pretrained(model, str(folder))
-        read = {name.replace(f".{NAME}.", "."): value for name, value in wrapped.state_dict().items()}
-        stored = load_file(folder / ADAPTER)
+        names, stored = {name: _in_file(name) for name in wrapped.state_dict()}, load_file(folder / ADAPTER)
+        read = {names[name]: value for name, value in wrapped.state_dict().items()}
         if not stored.keys() <= read.keys():
             raise ValueError(f"it has {min(stored.keys() - read.keys())}")
-        if missing := {name for name in read if ".lora_" in name} - stored.keys():
+        own = {short for name, short in names.items() if ".lora_" in name or COPY in name}
+        if missing := own - stored.keys():
             raise ValueError(f"it lacks {min(missing)}")
         if lost := [name for name, value in stored.items() if not read[name].cpu().equal(value.to(read[name].dtype))]:
             raise ValueError(f"PEFT reads other values than it has in {min(lost)}")
@@ -127,15 +132,32 @@ def merge(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     return merged
 
 
+def _in_file(name: str) -> str:
+    """Return the name that a tensor of PEFT's wrapper has in PEFT's files. `name`: its name in the wrapper's state."""
+    short = name.replace(COPY, ".").replace(f".{NAME}.", ".").removesuffix(f".{NAME}")
+    return short.removesuffix(".weight") if short.endswith(".lora_magnitude_vector.weight") else short
+
+
 def _check_unshared(model: nn.Module) -> None:
-    """ModelError if two modules of a model with LoRAs have the same weight, as in Zamba: the products of both LoRAs would be
-    added to it."""
-    owners: dict[int, str] = {}
-    for name, module in adapted_modules(model).items():
-        weight = getattr(module.base_layer, "weight", None)
-        if weight is not None and (other := owners.setdefault(id(weight), name)) != name:
-            raise ModelError(f"{other} and {name} share one weight and have LoRAs of their own, so these cannot be merged into "
+    """ModelError if a module of a model with LoRAs shares its weight with another module, and has a LoRA or a trained copy of its
+    own. The other module would get the LoRA's product, too: in Zamba another layer, which has a LoRA itself, and in a model whose
+    head is tied the embedding."""
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        if (weight := vars(module)["_parameters"].get("weight")) is not None:
+            owners.setdefault(id(weight), []).append(name)
+    for names in owners.values():
+        changed = [name for name in names if name.endswith((".base_layer", ".original_module"))]
+        if len(names) == 1 or not changed:
+            continue
+        one, other = (name.removesuffix(".base_layer").removesuffix(".original_module")
+                      for name in (changed[0], next(name for name in names if name != changed[0])))
+        if len(changed) > 1:
+            raise ModelError(f"{one} and {other} share one weight and have LoRAs of their own, so these cannot be merged into "
                              "it; use the adapter as it is")
+        raise ModelError(f"the adapter changes {one}, which shares its weight with {other}, and merging would change both; load "
+                         "the base model with tie_word_embeddings=False, merge the adapter into it there (merge_and_unload, "
+                         "save_pretrained) and give that folder as the model")
 
 
 def is_adapted(model: nn.Module) -> bool:

@@ -2,15 +2,15 @@
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 
 from routed_rl.artifacts import data_root
 from routed_rl.cli.compose import compose
 from routed_rl.cli.settings_file import overrides_of
 from routed_rl.cli.space import split
 from routed_rl.config import AdapterConfig
-from routed_rl.errors import ConfigError
-from routed_rl.model.adapter import attach, factors, is_adapted, put_on
+from routed_rl.errors import ConfigError, ModelError
+from routed_rl.model.adapter import attach, factors, is_adapted, merge, put_on
 from routed_rl.model.base import adapted_modules
 from routed_rl.model.lora import check_lora
 from routed_rl.model.targets import decoder_layers, find_writers
@@ -200,3 +200,41 @@ def test_a_rate_that_the_user_sets_is_the_loras_wherever_it_is_set(tmp_path):
     assert rate(["experiment=smollm2", *overrides_of(str(tmp_path / "mine.yaml"))]) == 3e-5
     for typed in ("trainer.learning_rate=1e-4", "++trainer.learning_rate=1e-4"):
         assert rate(["experiment=smollm2", "model.adapter=qlora", typed]) == 1e-4
+
+
+IDS = torch.arange(3, 9).unsqueeze(0)
+
+
+def foreign(folder, tied: bool, **settings) -> torch.Tensor:
+    """Write an adapter, as other programs make it, and return the logits that it gives a model."""
+    wrapped = get_peft_model(tiny("qwen2", tie_word_embeddings=tied), LoraConfig(r=2, **settings))
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if ".lora_" in name or ".modules_to_save." in name:
+                parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+        wrapped.save_pretrained(str(folder))
+        return wrapped.eval()(IDS).logits
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [
+    {"target_modules": ["q_proj", "lm_head"]}, {"target_modules": ["q_proj", "down_proj"], "use_dora": True},
+    {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "embed_tokens"]}, {"target_modules": ["embed_tokens"]}])
+def test_an_adapter_of_another_program_is_merged_into_what_it_is(tmp_path, settings):
+    expected = foreign(tmp_path / "adapter", False, **settings)
+    model = merge(tiny("qwen2", tie_word_embeddings=False), tmp_path / "adapter")
+    with torch.no_grad():
+        torch.testing.assert_close(model(IDS).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("settings", "said"), [
+    ({"target_modules": ["lm_head"]}, r"adapter changes lm_head, which shares its weight with model\.embed_tokens, .*tie_word"),
+    pytest.param({"target_modules": ["embed_tokens"]}, r"changes model\.embed_tokens, which shares its weight with lm_head",
+                 marks=pytest.mark.slow),
+    pytest.param({"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, "changes lm_head, which shares its weight",
+                 marks=pytest.mark.slow)])
+def test_an_adapter_on_a_tied_head_is_not_merged_into_the_embedding(tmp_path, settings, said):
+    foreign(tmp_path / "adapter", True, **settings)
+    with pytest.raises(ModelError, match=said) as refusal:
+        merge(tiny("qwen2", tie_word_embeddings=True), tmp_path / "adapter")
+    assert "\n" not in str(refusal.value)
