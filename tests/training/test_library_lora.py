@@ -254,7 +254,16 @@ def two(model: Any) -> Any:
     return wrapped
 
 
+def norms(model: Any) -> Any:
+    wrapped = get_peft_model(model, LoraConfig(**LORA))
+    for layer in model.model.layers:
+        layer.input_layernorm.weight.requires_grad_(True)
+    return wrapped
+
+
 @pytest.mark.parametrize(("wrap", "given", "message"), [
+    pytest.param(norms, {}, r"a LoRA, and model\.layers\.0\.input_layernorm\.weight and 1 more .* which no adapter holds",
+                 marks=pytest.mark.slow),
     (frozen, {}, "comes with a LoRA that is frozen; give the plain model and peft_config"),
     (two, {}, "comes with the adapters default, more, and one that is called default is trained; merge it first"),
     (lambda model: get_peft_model(model, LoraConfig(**LORA), adapter_name="mine"), {}, "comes with the adapters mine, and one"),

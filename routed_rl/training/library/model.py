@@ -75,7 +75,8 @@ class GivenModel:
         return self.plain is not self.whole
 
     def check(self, writers: list[Writer]) -> None:
-        """ConfigError if the LoRA is of a kind that is not supported for a model with these writers."""
+        """ConfigError if the LoRA is of a kind that is not supported for a model with these writers. ModelError if parameters of
+        the model itself are trained beside a LoRA with which it came: checkpoints and the deployed model hold the LoRA alone."""
         prefix = "model.peft_config['default']" if self.wrapped else "peft_config"
         check_lora(self.lora, self.plain, writers, lambda field: f"{prefix}.{field}")
 
@@ -83,6 +84,12 @@ class GivenModel:
         """Return the module that TRL trains: the model, with the LoRA if there is one. A LoRA that the model does not have yet is
         put on it, as TRL would do."""
         return self.whole if self.lora is None or self.wrapped else put_on(self.plain, self.lora)
+        beside = [name for name, parameter in self.plain.named_parameters() if parameter.requires_grad and ".lora_" not in name]
+        if self.wrapped and beside:
+            more = f" and {len(beside) - 1} more" if len(beside) > 1 else ""
+            raise ModelError(f"{self.name} comes with a LoRA, and {beside[0]}{more} of the model itself would be trained beside "
+                             "it, which no adapter holds and nothing routes; freeze what has no LoRA (requires_grad_(False)), or "
+                             "train the weights without a LoRA")
 
     def check_optimizers(self, optimizers: Any) -> None:
         """ConfigError if the argument `optimizers` has an optimizer that holds none of the parameters that are trained."""
