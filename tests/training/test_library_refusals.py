@@ -247,6 +247,13 @@ def test_a_model_that_was_compiled_in_place_is_refused_as_a_wrapped_one_is(parts
                 trainer(parts, tmp_path, model=model, subspace=subspace, **routing)
 
 
+def test_the_folder_of_an_adapter_is_no_model(parts, subspace, tmp_path):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    with pytest.raises(RoutedRLError, match=r"adapter' is a PEFT adapter and no whole model; merge it into its base model"):
+        trainer(parts, tmp_path / "run", model=str(tmp_path / "adapter"), subspace=subspace)
+
+
 TINY = {"vocab_size": 99, "d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
 
 

@@ -4,6 +4,7 @@ and routes the model in place."""
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel, set_seed
 from trl.trainer.utils import create_model_from_path
 
+from routed_rl.artifacts import ADAPTER_CONFIG
 from routed_rl.config import RoutingConfig, SubspaceConfig
 from routed_rl.errors import ConfigError, ModelError, reading
 from routed_rl.model.adapter import factors, plain, put_on, take_off
@@ -42,6 +44,9 @@ class GivenModel:
         set_seed(arguments.seed)  # as TRL does first of all, because a LoRA begins with random numbers
         revision = None
         if isinstance(model, str):
+            if (Path(model).expanduser() / ADAPTER_CONFIG).is_file():
+                raise ModelError(f"{model!r} is a PEFT adapter and no whole model; merge it into its base model "
+                                 "(PeftModel.from_pretrained(base, DIR).merge_and_unload()) and give that one")
             revision = (arguments.model_init_kwargs or {}).get("revision")
             place = {"device_map": None} if arguments.n_gpu > 1 else {}  # else TRL would divide the model among all GPUs
             wanted = place | {"trust_remote_code": arguments.trust_remote_code} | (arguments.model_init_kwargs or {})
@@ -79,17 +84,17 @@ class GivenModel:
         the model itself are trained beside a LoRA with which it came: checkpoints and the deployed model hold the LoRA alone."""
         prefix = "model.peft_config['default']" if self.wrapped else "peft_config"
         check_lora(self.lora, self.plain, writers, lambda field: f"{prefix}.{field}")
-
-    def learner(self) -> Any:
-        """Return the module that TRL trains: the model, with the LoRA if there is one. A LoRA that the model does not have yet is
-        put on it, as TRL would do."""
-        return self.whole if self.lora is None or self.wrapped else put_on(self.plain, self.lora)
         beside = [name for name, parameter in self.plain.named_parameters() if parameter.requires_grad and ".lora_" not in name]
         if self.wrapped and beside:
             more = f" and {len(beside) - 1} more" if len(beside) > 1 else ""
             raise ModelError(f"{self.name} comes with a LoRA, and {beside[0]}{more} of the model itself would be trained beside "
                              "it, which no adapter holds and nothing routes; freeze what has no LoRA (requires_grad_(False)), or "
                              "train the weights without a LoRA")
+
+    def learner(self) -> Any:
+        """Return the module that TRL trains: the model, with the LoRA if there is one. A LoRA that the model does not have yet is
+        put on it, as TRL would do."""
+        return self.whole if self.lora is None or self.wrapped else put_on(self.plain, self.lora)
 
     def check_optimizers(self, optimizers: Any) -> None:
         """ConfigError if the argument `optimizers` has an optimizer that holds none of the parameters that are trained."""
