@@ -241,5 +241,8 @@ def _turn_end(tokenizer: PreTrainedTokenizerFast) -> str | None:
     # Some templates refuse a system message, others require one.
     rendered = render_apart(tokenizer, messages[1:]) or render_apart(tokenizer, messages) or ""
     special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-    ids = tokenizer.encode(rendered.rpartition(probe)[2], add_special_tokens=False)
+    _, shown, end = rendered.rpartition(probe)
+    if not shown:  # the template leaves out or changes what the assistant says
+        return None
+    ids = tokenizer.encode(end, add_special_tokens=False)
     return next((token for token in tokenizer.convert_ids_to_tokens(ids) if token in special), None)

@@ -111,7 +111,9 @@ def test_a_text_ends_where_its_turn_ends_and_where_the_stored_model_stops(tmp_pa
     assert load_model(str(tmp_path / "again")).generation_config.eos_token_id == ends
 
 
-@pytest.mark.parametrize("template", [None, "{% for m in messages %}{{ m['content'] }} {% endfor %}"])
+@pytest.mark.parametrize("template", [None, "{% for m in messages %}{{ m['content'] }} {% endfor %}",
+                                      "{% for m in messages %}<start> {{ m['content'] | lower }} {% endfor %}",
+                                      "{% for m in messages if m.role == 'user' %}<start> {{ m.content }} <turn> {% endfor %}"])
 def test_eos_stays_where_no_special_token_ends_a_turn(tmp_path, template):
     assert load_tokenizer(str(tiny_folder(tmp_path, template))).eos_token == "<end>"
 
