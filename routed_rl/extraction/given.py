@@ -15,6 +15,7 @@ from routed_rl.extraction.activations import gather
 from routed_rl.extraction.contrast import read_prompts, tokenize_pairs
 from routed_rl.extraction.job import Job
 from routed_rl.extraction.personas import persona_pairs, read_questions
+from routed_rl.model.targets import family, find_writers
 from routed_rl.subspace import Subspace
 from routed_rl.subspace.methods import rotated
 from routed_rl.subspace.named import NamedVector, find_named
@@ -65,10 +66,19 @@ def from_file(job: Job) -> Callable[[], Subspace]:
         subspace = Subspace.load(path)
         subspace.check_model(model=job.model_path, model_hash=job.model_hash, width=job.width, layers=job.layers)
         return lambda: subspace
-    found = read_vectors(path, Wanted(job.layers, job.width, job.config.weakest, job.config.rank))
+    found = read_vectors(path, wanted_of(job, path))
     vectors = placed(found, job.layers, job.config.layer, job.config.everywhere, job.config.flip)
     gathered, ordinary = ordinary_stream(job)
     return lambda: from_vectors(job, vectors, gathered(), str(path), {"prompts": ordinary})
+
+
+def wanted_of(job: Job, path: Path) -> Wanted:
+    """Return what `read_vectors` must know of the job's model to read the file or adapter folder `path`."""
+    row = family(job.model)
+    scaled = (path / ADAPTER_CONFIG).is_file() and (row.post_norms or row.scales)
+    gains = {(writer.layer, writer.name.removeprefix(f"{row.layers}.{writer.layer}.")): writer.gain_D
+             for writer in (find_writers(job.model) if scaled else []) if writer.gain_D is not None}
+    return Wanted(job.layers, job.width, job.config.weakest, job.config.rank, gains)
 
 
 def ordinary_stream(job: Job) -> tuple[Callable[[], Reservoir], str]:

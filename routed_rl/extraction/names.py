@@ -5,10 +5,11 @@ from pathlib import Path
 
 from routed_rl.config import UNNAMED
 from routed_rl.extraction.find import extracted_folder, parts_of
+from routed_rl.extraction.given import wanted_of
 from routed_rl.extraction.job import Job
 from routed_rl.extraction.personas import traits_of
 from routed_rl.subspace import Subspace
-from routed_rl.subspace.vectors import Wanted, read_vectors
+from routed_rl.subspace.vectors import read_vectors
 
 
 def axis_names(job: Job) -> list[str]:
@@ -25,7 +26,7 @@ def _of_file(job: Job) -> list[str]:
     if (folder := extracted_folder(job.config)) is not None:
         return Subspace.load(folder).axis_names
     path = Path(job.config.path or "").expanduser()
-    return list(read_vectors(path, Wanted(job.layers, job.width, job.config.weakest, job.config.rank)))
+    return list(read_vectors(path, wanted_of(job, path)))
 
 
 def _of_roles(job: Job) -> list[str]:

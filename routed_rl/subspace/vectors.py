@@ -4,8 +4,8 @@ The last number in a vector's name is its layer. Not covered: adapters that are 
 """
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from routed_rl.subspace.named import NamedVector
 
 Vectors = dict[str, dict[int | None, Tensor]]
 """Maps a vector's name to a mapping of layers to vectors (D,). The layer is None if the file does not say it."""
+PARTS_OF_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""The beginnings of those values of PEFT's `init_lora_weights` with which a LoRA begins as a part of the base model's weight."""
 SCALING = {"lora_alpha": int | float, "alpha_pattern": dict[str, int | float] | None}
 """The keys of a LoRA's settings that scale it, and the types of their values."""
 ANOTHER = "is it of another model?"
@@ -36,6 +38,9 @@ class Wanted:
     rank: int | None
     """The largest number of directions that are taken from an adapter in each layer. None: all directions whose singular value is
     at least `weakest` times the largest."""
+    gains: Mapping[tuple[int, str], Tensor] = field(default_factory=dict[tuple[int, str], Tensor])
+    """For an adapter: what the output of a writer is multiplied by before it is added to the stream, (D,), such as the gain of a
+    norm behind it. Keys are the writer's layer and its name in the layer; for a writer that is missing it is 1."""
 
 
 def read_vectors(path: str | Path, wanted: Wanted) -> Vectors:
@@ -113,8 +118,9 @@ def _from_gguf(path: Path, wanted: Wanted) -> Vectors:
 
 
 def _from_adapter(path: Path, wanted: Wanted) -> Vectors:
-    """Read a LoRA. The vectors of a layer are the strongest left singular vectors of the changes s·B·A of all writers in the
-    layer, put side by side; s is each writer's scaling. A layer that the adapter does not change has none.
+    """Read a LoRA. The vectors of a layer are the strongest left singular vectors of the changes g·s·B·A of all writers in the
+    layer, put side by side; s is each writer's scaling, and g its entry in `wanted.gains`, if any. A layer that the adapter does
+    not change has none. SubspaceError for a LoRA whose product B·A is not the change of the weight.
 
     An adapter does not say on which side the persona lies, so each vector has the sign that makes its largest entry positive. The
     setting `subspace.flip` reverses all signs.
@@ -123,16 +129,24 @@ def _from_adapter(path: Path, wanted: Wanted) -> Vectors:
     config = read_object(path / ADAPTER_CONFIG, SCALING) or {}
     if config.get("peft_type") != "LORA" or not file.is_file():
         raise SubspaceError(f"adapter {path} is no LoRA: it needs an {ADAPTER_CONFIG} with peft_type LORA, and {ADAPTER}")
+    started = str(config.get("init_lora_weights", True)).lower()
+    if config.get("use_dora") or started.startswith(PARTS_OF_THE_BASE):
+        what = "use_dora=true" if config.get("use_dora") else f"init_lora_weights={started}"
+        raise SubspaceError(f"adapter {path} has {what}, so the product of its factors is not the change that it makes; give "
+                            "another adapter" + ("" if config.get("use_dora") else ", or convert it as PEFT's documentation says "
+                            "(save_pretrained with path_initial_model_for_weight_conversion)"))
     tensors = load_file(file)
     changes: dict[int, list[Tensor]] = {}
     for key, b in tensors.items():
         a = tensors.get(key.replace("lora_B", "lora_A"))
-        place = re.search(r"\.(?:layers|h)\.(\d+)\.", key)
+        place = re.search(r"\.(?:layers|h)\.(\d+)\.(.+)\.lora_B", key)
         # Writers are found by name: a module whose output is as wide as the stream may also be a query, which is not added to it.
         if "lora_B" in key and a is not None and place and re.search(r"\.(o_proj|down_proj|c_proj|out_proj)\.", key):
             b = checked(f"{path}: {key}", b, (wanted.width, None), ANOTHER)
             a = checked(f"{path}: lora_A of {key}", a, (b.shape[1], None), "take another copy")
-            changes.setdefault(int(place[1]), []).append(_scaling(config, key, b.shape[1]) * (b @ a))
+            gain = wanted.gains.get((int(place[1]), place[2]))
+            up = b if gain is None else gain.to(b).unsqueeze(1) * b
+            changes.setdefault(int(place[1]), []).append(_scaling(config, key, b.shape[1]) * (up @ a))
     if not changes:
         raise SubspaceError(f"adapter {path} changes no writer (o_proj, down_proj or c_proj), so it has no direction in the "
                             "stream")

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from routed_rl import extract_subspace
 from routed_rl.config import SubspaceCheckConfig
 from routed_rl.errors import ConfigError, SubspaceError
 from routed_rl.extraction import Job, axis_names, prepare
@@ -17,6 +18,7 @@ from routed_rl.model.weights import model_hash
 from routed_rl.subspace import Subspace
 from tests import pipeline
 from tests.chat import chat_config, chat_tokenizer
+from tests.families import tiny as tiny_model
 from tests.tiers import tiered
 
 WIDTH, LAYERS = 32, 2
@@ -239,6 +241,18 @@ def test_what_is_made_of_subspaces_is_read_where_the_first_of_them_was(files, se
     both = run(files, settings(method="union", parts=[str(files / "axis"), str(files / "personas")], hook="resid_pre"))
     for made in (drawn, both):
         assert (made.provenance.details["tokens"], made.provenance.details["hook"]) == ("response_mean", "resid_post")
+
+
+def test_the_axes_of_an_adapter_point_where_the_norm_behind_a_writer_lets_them(tmp_path):
+    model, up = tiny_model("gemma2"), torch.randn(16, 1, generator=torch.Generator().manual_seed(0))
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
+    key = "base_model.model.model.layers.1.mlp.down_proj.lora_"
+    save_file({f"{key}B.weight": up, f"{key}A.weight": torch.randn(1, 24)}, tmp_path / "adapter_model.safetensors")
+    pairs = [(f"bad add {number}", f"good add {number}") for number in range(4)]
+    found = extract_subspace(model, chat_tokenizer(""), pairs, method="file", path=str(tmp_path), rank=1)
+    gain = 1 + model.model.layers[1].post_feedforward_layernorm.weight.detach()
+    stream = torch.nn.functional.normalize(gain.unsqueeze(1) * up, dim=0)
+    assert float((found.directions[1].mT @ stream).abs()) > 1 - 1e-5 > float((stream.mT @ up / up.norm()).abs())
 
 
 @pytest.mark.parametrize(("names", "only", "message"), [

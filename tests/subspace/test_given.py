@@ -133,6 +133,16 @@ def test_an_adapter_whose_config_is_no_object_is_refused(tmp_path, config):
         read(adapter(tmp_path / "adapter", torch.ones(WIDTH, 2), torch.ones(2, 6), config))
 
 
+@pytest.mark.parametrize(("config", "said"), [
+    ({"use_dora": True}, "use_dora=true, so the product of its factors is not the change that it makes; give another adapter"),
+    ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights=pissa_niter_4, so the product .*, or convert it"),
+    ({"init_lora_weights": "loftq"}, "init_lora_weights=loftq, so")])
+def test_an_adapter_whose_product_is_not_its_change_is_refused(tmp_path, config, said):
+    folder = adapter(tmp_path / "adapter", torch.eye(WIDTH, 2), torch.eye(2, 6), {"peft_type": "LORA", **config})
+    with pytest.raises(SubspaceError, match=said):
+        read(folder)
+
+
 @pytest.mark.parametrize(("tensors", "message"), [
     ({"v.0": torch.tensor([1.0] * 7 + [float("nan")])}, "v.0: .*nan or infinite"),
     ({"v.0": torch.ones(WIDTH, dtype=torch.int64)}, "v.0: the numbers are torch.int64"),
