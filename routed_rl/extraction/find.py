@@ -24,6 +24,7 @@ from routed_rl.subspace.methods import Found
 from routed_rl.subspace.named import union
 from routed_rl.subspace.quality import behind_an_empty_layer
 from routed_rl.subspace.separation import measure_axes
+from routed_rl.subspace.sae import read_latents
 
 
 def prepare(job: Job) -> Callable[[], Subspace]:
@@ -140,6 +141,11 @@ def from_parts(job: Job) -> Callable[[], Subspace]:
 
     def make() -> Subspace:
         parts = [(name, make_part()) for name, make_part in makers]
+    hooks = {name: _hook_of(alone) for name, alone in parts_of(job)}
+    (first, at), *others = hooks.items()
+    if wrong := [name for name, hook in others if hook != at]:
+        raise SubspaceError(f"subspace.parts: {first} was read at {at} and {wrong[0]} at {hooks[wrong[0]]}, and a writer is "
+                            "split where its basis was read; extract the parts with the same subspace.hook")
         made = union(parts, job.size)
         said = [dataclasses.asdict(part.provenance) | {"name": name, "quality": part.quality} for name, part in parts]
         details = {"order": job.config.parts, "parts": said, **job.read_at(parts[0][1])}
@@ -152,6 +158,16 @@ def from_parts(job: Job) -> Callable[[], Subspace]:
 def parts_of(job: Job) -> list[tuple[str, Job]]:
     """Return the name of each part of a union, and the job that makes this part a subspace of its own."""
     found: list[tuple[str, Job]] = []
+def _hook_of(job: Job) -> str:
+    """Return the hook point at which the stream is read, or was read, for the subspace that a job makes."""
+    config, hook = job.config, None
+    if config.method == "file" and (folder := extracted_folder(config)) is not None:
+        hook = Subspace.load(folder).provenance.details.get("hook", "resid_post")
+    if config.method == "sae":
+        hook = read_latents(config.weights or "", config.latents, job.width).hook
+    return hook or config.hook
+
+
     for place, part in enumerate(job.config.parts):
         name = Path(part).name
         name = name if name not in {before for before, _ in found} else f"{name}_{place + 1}"

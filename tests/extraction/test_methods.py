@@ -1,5 +1,6 @@
 """Every method gives a subspace that routing can use; what a method promises of its axes; what is refused."""
 
+import dataclasses
 import json
 
 import pytest
@@ -241,6 +242,19 @@ def test_what_is_made_of_subspaces_is_read_where_the_first_of_them_was(files, se
     both = run(files, settings(method="union", parts=[str(files / "axis"), str(files / "personas")], hook="resid_pre"))
     for made in (drawn, both):
         assert (made.provenance.details["tokens"], made.provenance.details["hook"]) == ("response_mean", "resid_post")
+
+
+@pytest.mark.slow
+def test_subspaces_that_were_read_at_different_hooks_are_not_put_together(files, settings):
+    """A writer is split at the basis that was read first after it, so one of the parts would stand at a wrong layer."""
+    apart = settings(method="union", parts=[str(files / "axis"), "sae"], weights=str(files / "sae"), latents=[1])
+    with pytest.raises(SubspaceError, match="parts: axis was read at resid_post and sae at resid_pre, .* same subspace.hook"):
+        prepare(job_of(files, apart))
+    personas = Subspace.load(files / "personas")
+    moved = dataclasses.replace(personas.provenance, details=personas.provenance.details | {"hook": "resid_pre"})
+    dataclasses.replace(personas, provenance=moved).save(files / "before")
+    with pytest.raises(SubspaceError, match="before was read at resid_pre, .*; extract it with subspace.hook=resid_post"):
+        prepare(job_of(files, settings(method="dct", factors=4, keep=2, target=str(files / "before"))))
 
 
 def test_the_axes_of_an_adapter_point_where_the_norm_behind_a_writer_lets_them(tmp_path):
