@@ -18,13 +18,14 @@ from routed_rl.extraction.given import from_file, from_random, from_sae, no_qual
 from routed_rl.extraction.job import OWN, Job
 from routed_rl.extraction.personas import persona_pairs, read_questions
 from routed_rl.extraction.preferences import from_preferences
+from routed_rl.extraction.responses import require_responses
 from routed_rl.subspace import Samples, Subspace, degrade, measure_quality
 from routed_rl.subspace import methods as fits
 from routed_rl.subspace.methods import Found
 from routed_rl.subspace.named import union
 from routed_rl.subspace.quality import behind_an_empty_layer
-from routed_rl.subspace.separation import measure_axes
 from routed_rl.subspace.sae import read_latents
+from routed_rl.subspace.separation import measure_axes
 
 
 def prepare(job: Job) -> Callable[[], Subspace]:
@@ -67,6 +68,8 @@ def extracted_folder(config: SubspaceConfig) -> Path | None:
 
 def from_pairs(job: Job) -> Callable[[], Subspace]:
     """Read the contrast pairs of a job, and return a function that makes a subspace by fitting the job's method to them."""
+    if job.tokens == "response_mean":
+        require_responses(job.model, job.tokenizer)
     pairs, source = _pairs(job)
     tokens = tokenize_pairs(job.tokenizer, pairs, job.model, 1 if job.tokens == "response_mean" else job.config.positions)
     if job.config.method in OWN:
@@ -138,14 +141,14 @@ def from_parts(job: Job) -> Callable[[], Subspace]:
     """Read the inputs of all `subspace.parts`, each of which is the folder of a subspace or the name of a method. Returns a
     function that makes the union of these subspaces, in the order of `subspace.parts`."""
     makers = [(name, METHODS[alone.config.method](alone)) for name, alone in parts_of(job)]
-
-    def make() -> Subspace:
-        parts = [(name, make_part()) for name, make_part in makers]
     hooks = {name: _hook_of(alone) for name, alone in parts_of(job)}
     (first, at), *others = hooks.items()
     if wrong := [name for name, hook in others if hook != at]:
         raise SubspaceError(f"subspace.parts: {first} was read at {at} and {wrong[0]} at {hooks[wrong[0]]}, and a writer is "
                             "split where its basis was read; extract the parts with the same subspace.hook")
+
+    def make() -> Subspace:
+        parts = [(name, make_part()) for name, make_part in makers]
         made = union(parts, job.size)
         said = [dataclasses.asdict(part.provenance) | {"name": name, "quality": part.quality} for name, part in parts]
         details = {"order": job.config.parts, "parts": said, **job.read_at(parts[0][1])}
@@ -155,9 +158,6 @@ def from_parts(job: Job) -> Callable[[], Subspace]:
     return make
 
 
-def parts_of(job: Job) -> list[tuple[str, Job]]:
-    """Return the name of each part of a union, and the job that makes this part a subspace of its own."""
-    found: list[tuple[str, Job]] = []
 def _hook_of(job: Job) -> str:
     """Return the hook point at which the stream is read, or was read, for the subspace that a job makes."""
     config, hook = job.config, None
@@ -168,6 +168,9 @@ def _hook_of(job: Job) -> str:
     return hook or config.hook
 
 
+def parts_of(job: Job) -> list[tuple[str, Job]]:
+    """Return the name of each part of a union, and the job that makes this part a subspace of its own."""
+    found: list[tuple[str, Job]] = []
     for place, part in enumerate(job.config.parts):
         name = Path(part).name
         name = name if name not in {before for before, _ in found} else f"{name}_{place + 1}"

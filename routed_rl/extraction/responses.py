@@ -3,12 +3,13 @@
 Activations are read while a response is generated, so no token is run twice. Not covered: top-k and top-p.
 """
 
+import inspect
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from routed_rl.errors import SubspaceError
 from routed_rl.model.prompts import padded
@@ -26,6 +27,16 @@ class Respond:
     """The temperature of sampling; with 0 the most likely token is taken."""
     ends: tuple[int, ...]
     """The token ids that end a response. They are not part of the response."""
+
+
+def require_responses(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """SubspaceError if `respond` cannot sample responses of this model."""
+    instead = "set subspace.tokens=prompt_end"
+    if "past_key_values" not in inspect.signature(model.forward).parameters:
+        raise SubspaceError(f"a {model.config.model_type} model does not keep its states in past_key_values, so no responses are "
+                            f"sampled from it; {instead}")
+    if tokenizer.eos_token_id is None:
+        raise SubspaceError(f"the tokenizer has no eos token, so no response would end; set tokenizer.eos_token, or {instead}")
 
 
 @torch.no_grad()

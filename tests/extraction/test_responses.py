@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from routed_rl.errors import SubspaceError
-from routed_rl.extraction.responses import Respond, respond
+from routed_rl.extraction.responses import Respond, require_responses, respond
 from routed_rl.model.stream import HOOK_POINTS, capturing, resuming
 from routed_rl.model.targets import decoder_layers
+from tests.causal_models import tiny_causal
+from tests.chat import chat_tokenizer
 from tests.test_extraction import make_model
 
 PROMPTS = [(5, 6, 7), (8, 9, 10, 11, 12, 13), (4,), (7, 7)]
@@ -78,6 +80,16 @@ def test_going_on_from_a_changed_layer_is_changing_that_layer_in_a_whole_forward
         after = model(input_ids=ids).logits
     torch.testing.assert_close(resumed, whole, rtol=0, atol=1e-5)
     assert not torch.allclose(resumed, before, atol=1e-3) and torch.equal(after, before)
+
+
+def test_what_writes_no_responses_is_refused():
+    tokenizer = chat_tokenizer()
+    require_responses(make_model(), tokenizer)
+    with pytest.raises(SubspaceError, match="a mamba model does not keep its states in past_key_values.*prompt_end"):
+        require_responses(tiny_causal("mamba"), tokenizer)
+    tokenizer.eos_token = None
+    with pytest.raises(SubspaceError, match="no eos token, so no response would end; set tokenizer.eos_token"):
+        require_responses(make_model(), tokenizer)
 
 
 def test_a_prompt_that_leaves_no_room_for_a_response_is_refused():
