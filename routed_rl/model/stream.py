@@ -89,14 +89,17 @@ def resuming(model: PreTrainedModel, layer: int, stream_BTD: Tensor, until: int 
     def returned(stream: Tensor) -> Any:
         return (stream, *[None] * (returns - 1)) if returns else stream
 
+    own = [vars(module).get("forward") for module in layers]  # a script, or accelerate, may have set one
     try:
         for place, module in enumerate(layers):
             module.forward = (lambda *_, **__: returned(stream_BTD)) if place == layer else (
                 lambda hidden_states, *_, **__: returned(hidden_states))
         yield
     finally:
-        for module in layers:
+        for module, forward in zip(layers, own, strict=True):
             del module.forward
+            if forward is not None:
+                module.forward = forward
 
 
 @contextmanager

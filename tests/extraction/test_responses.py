@@ -82,6 +82,17 @@ def test_going_on_from_a_changed_layer_is_changing_that_layer_in_a_whole_forward
     assert not torch.allclose(resumed, before, atol=1e-3) and torch.equal(after, before)
 
 
+def test_a_forward_that_a_script_has_put_on_a_layer_is_there_after_a_resumed_one():
+    model, ids = make_model().eval(), torch.tensor([[5, 6, 7, 8]])
+    layer = decoder_layers(model)[1]
+    layer.forward = own = lambda hidden_states, *_args, **_named: 2 * hidden_states
+    with torch.no_grad():
+        before = model(input_ids=ids).logits
+        with resuming(model, 1, torch.zeros(1, 4, 32)):
+            assert not torch.equal(model(input_ids=ids).logits, before)
+        assert layer.forward is own and torch.equal(model(input_ids=ids).logits, before)
+
+
 def test_what_writes_no_responses_is_refused():
     tokenizer = chat_tokenizer()
     require_responses(make_model(), tokenizer)
