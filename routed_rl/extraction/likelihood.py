@@ -19,6 +19,8 @@ from routed_rl.model.stream import reading, resuming
 SCALES = ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
 """The fields of a config (of Cohere, Muse Glimmer, Falcon-H1 and Granite) by which its model multiplies its logits; Granite
 divides by `logits_scaling`."""
+CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+"""The fields of a config (of Gemma, RecurrentGemma and xLSTM) with the number c that caps the logits x, as c tanh(x / c)."""
 Change = Callable[[Tensor], Tensor]
 """A change to a layer's output: a function that maps the output (R, T, D) to the changed output."""
 
@@ -69,7 +71,7 @@ class Likelihood:
             if (scale := getattr(text, name, None)) is not None:
                 divides = name == "logits_scaling" and text.model_type != "hyperclovax"
                 logits = logits / scale if divides else logits * scale
-        cap = getattr(text, "final_logit_softcapping", None)
+        cap = next((found for name in CAPS if (found := getattr(text, name, None))), None)
         return cap * torch.tanh(logits / cap) if cap else logits
 
     def _check_logits(self, hidden_RTD: Tensor) -> None:

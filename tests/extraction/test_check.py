@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, CohereConfig, GraniteConfig, LlamaConfig
+from transformers import AutoModelForCausalLM, CohereConfig, GraniteConfig, LlamaConfig, RecurrentGemmaConfig
 
 from routed_rl.config import SubspaceCheckConfig
 from routed_rl.errors import CheckFailed, SubspaceError
@@ -113,7 +113,8 @@ def test_what_was_not_measured_fails_nothing_and_is_said():
 
 
 @pytest.mark.parametrize(("kind", "changes"), [
-    (GraniteConfig, {"logits_scaling": 4.0}), (CohereConfig, {"logit_scale": 0.25}), (LlamaConfig, {"logit_scale": None})])
+    (GraniteConfig, {"logits_scaling": 4.0}), (CohereConfig, {"logit_scale": 0.25}), (LlamaConfig, {"logit_scale": None}),
+    (RecurrentGemmaConfig, {"logits_soft_cap": 0.5, "block_types": ["recurrent", "attention"]})])
 def test_likelihoods_are_those_of_the_models_own_logits_or_are_refused(kind, changes):
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(kind(
