@@ -106,7 +106,23 @@ def find_writers(model: PreTrainedModel) -> list[Writer]:
                 continue
             writers.append(Writer(name, index, module, gain, eps if scale == 1 else None, isinstance(module, Conv1D),
                                   mixer=mixer))
+    _require_own_weights(writers)
     return writers
+
+
+def _require_own_weights(writers: list[Writer]) -> None:
+    """ModelError if the weight of a writer is no parameter of its own: computed from others, or shared with another writer."""
+    owners: dict[int, str] = {}
+    for writer in writers:
+        if writer.expert is not None:
+            continue
+        weight = writer.module.weight
+        if not isinstance(weight, nn.Parameter):
+            raise ModelError(f"the weight of {writer.name} is computed from other tensors, as torch.nn.utils.parametrize and "
+                             "prune do it, so it cannot be split; make it a parameter (remove_parametrizations, prune.remove)")
+        if (other := owners.setdefault(id(weight), writer.name)) != writer.name:
+            raise ModelError(f"{other} and {writer.name} share one weight, and each layer has a basis of its own, so it cannot "
+                             "be split; give each layer its own copy, or leave this model unrouted (routing.mode=none)")
 
 
 def _gain(row: Family, layer: nn.Module, place: int, name: str) -> Tensor | None:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from torch.nn.utils import parametrizations, prune
 from transformers import T5Config, T5ForConditionalGeneration
 from transformers.pytorch_utils import Conv1D
 
@@ -95,6 +96,27 @@ def test_a_model_that_holds_an_adapter_is_refused():
     model.add_adapter(LoraConfig(target_modules=["o_proj"], r=2))
     with pytest.raises(ModelError, match=r"wrapped by PEFT.*merge the adapter"):
         find_writers(model)
+
+
+def shared_layer(model):
+    model.model.layers[1] = model.model.layers[0]
+
+
+def shared_weight(model):
+    model.model.layers[1].mlp.down_proj.weight = model.model.layers[0].mlp.down_proj.weight
+
+
+@pytest.mark.parametrize(("change", "why"), [
+    (lambda model: parametrizations.weight_norm(model.model.layers[0].mlp.down_proj), "down_proj is computed from other tensor"),
+    (lambda model: prune.random_unstructured(model.model.layers[1].self_attn.o_proj, "weight", 0.5), "o_proj is computed"),
+    (shared_layer, r"layers\.0\.self_attn\.o_proj and model\.layers\.1\.self_attn\.o_proj share one weight"),
+    (shared_weight, r"layers\.0\.mlp\.down_proj and model\.layers\.1\.mlp\.down_proj share one weight")])
+def test_a_writer_without_a_weight_of_its_own_is_refused(change, why):
+    model = tiny("llama")
+    change(model)
+    with pytest.raises(ModelError, match=why) as refusal:
+        find_writers(model)
+    assert "\n" not in str(refusal.value)
 
 
 def test_dropout_between_writer_and_stream_is_refused_and_elsewhere_is_not():
