@@ -89,6 +89,24 @@ Llama, Mistral, Qwen2, Qwen3, Phi-3, Gemma 2, Gemma 3, OLMo-2, GPT-2, Mixtral an
 finds them by probing and verifies what it found, or refuses the model in one line.
 `model.writers=[self_attn.o_proj,mlp.down_proj]` names them by hand, and is verified in the same way.
 
+## What is read of your model
+
+Weights that are stored in 16 bits are read into `model.dtype`. A folder may have safetensors or `pytorch_model.bin`, in one
+file or in several. `gguf:FILE.gguf` reads a GGUF file and makes its weights dense. Other quantised checkpoints, models with an
+encoder, models without a head for language, and models that need code of their own (`trust_remote_code`) are refused. A folder
+that holds only a LoRA goes into [`model.adapter.path`](lora.md). A revision on the Hub cannot be named; download it, and give
+the folder.
+
+The tokenizer must have a `tokenizer.json` and an eos token. A text ends at the special token that closes the assistant's
+message in the chat template or, if there is none, at the tokenizer's eos, and also at every eos id of
+`generation_config.json`. The other settings of that file, such as a temperature or a repetition penalty, do not change how the
+model generates in training; the deployed model's folder has them again. If there is no pad token, the eos token pads. Plain
+text gets the tokens that the tokenizer puts before texts, and chat messages go through the chat template. The template is told
+the date (`model.date`) and has its own defaults otherwise, so a reasoning model thinks if its template says so by default.
+
+In the [library](library.md) the model and the tokenizer are used as you have loaded them. A writer needs a weight of its own:
+one that `torch.nn.utils.parametrize` or `prune` computes, or that two layers share, is refused.
+
 ## Which types are recognised
 
 This table has all {all} causal types of transformers {version}. Each is built from its own config with small sizes and random
