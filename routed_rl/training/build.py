@@ -58,7 +58,8 @@ def build_trainer(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedToken
     detector = _probe_detector(plan, base, tokenizer) if base is not None and config.learns_detector else None
     health = Health(config, Subspace.load(run.subspace), base, tokenizer, steps_of_a_generation(arguments)
                     ) if base is not None and config.monitor.health else None
-    payment = Payment(config.baseline, config.seed, arguments.num_generations, detector) if config.asks_detector else None
+    payment = Payment(config.baseline, config.seed, arguments.num_generations, detector, table.names
+                      ) if config.asks_detector else None
     reward = RewardFunction(table, scorer, arguments.num_generations, completions, payment)
     advantages = Advantages(reward, tokenizer, router, projection, targets=config.baseline.target_rewards)
     return plan.algorithm.trainer(

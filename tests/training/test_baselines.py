@@ -261,6 +261,19 @@ def test_a_flag_that_is_named_only_where_it_is_seen_may_be_missing_and_who_is_dr
         assert sum(score is None for score in paid) == 1
 
 
+def test_a_generation_of_an_environment_with_other_flags_alone_ends_no_run():
+    evil, kind = (Score(reward=1.0, flags={"evil": holds}) for holds in (True, False))
+    payment = Payment(baseline(screen=True), 0, 2, environments=["a", "values"])
+    assert payment.pay(["values"] * 2, [evil, kind], 0) == [evil, kind]
+    assert payment.pay(["a"] * 2, [HACK, HONEST], 2) == [None, HONEST]
+    rarely = Payment(baseline(screen=True), 0, 2, environments=["a"])
+    assert rarely.pay(["a"] * 2, [Score(1.0, flags=["late"]), HACK], 0)[1] is None, "it names a flag only where it holds"
+    wrong = Payment(baseline(screen=True, detector={"flags": ["sly"]}), 0, 2, environments=["a", "values"])
+    wrong.pay(["values"] * 2, [evil, kind], 0)
+    with pytest.raises(ConfigError, match="the flags that scores have are evil, hack"):
+        wrong.pay(["a"] * 2, [HACK, HONEST], 2)
+
+
 def test_what_a_baseline_does_stays_on_a_resume(parts, tmp_path):
     routing = {"mode": "none", "practice": {"share": 0}}
     config = own_config(parts, tmp_path / "run", baseline={"screen": True}, routing=routing, trainer={"max_steps": 2})

@@ -2,7 +2,7 @@
 learned from a few flags. Every baseline that uses labels asks a `Detector`."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import Protocol
 
 from torch import Tensor
@@ -35,7 +35,12 @@ def is_marked(settings: DetectorConfig, score: Score | None) -> bool:
 def check_flags(settings: DetectorConfig, scores: Sequence[Score | None]) -> None:
     """ConfigError if scores have flags, but none of those that the detector uses. Scores without any flag are accepted, because
     an environment may report a flag only when it is true."""
-    seen = {name for score in scores if score is not None for name in score.flags}
+    check_names(settings, {name for score in scores if score is not None for name in score.flags})
+
+
+def check_names(settings: DetectorConfig, seen: Set[str]) -> None:
+    """ConfigError if none of the flags that the detector uses is among `seen`, the names of the flags that scores have. If scores
+    have no flags at all, this is accepted."""
     if seen and not seen & set(settings.flags):
         raise ConfigError(f"baseline.detector.flags={settings.flags}: no environment's score has such a flag; "
                           f"the flags that scores have are {', '.join(sorted(seen))}, so set it to some of these")

@@ -5,7 +5,7 @@ marked."""
 import dataclasses
 import random
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from routed_rl.envs import Score
 from routed_rl.errors import CheckFailed
 from routed_rl.extraction.pooled import Said
 from routed_rl.ranks import RANKS
-from routed_rl.training.baselines.detector import Detector, FlagDetector, check_flags, is_marked
+from routed_rl.training.baselines.detector import Detector, FlagDetector, check_names, is_marked
 
 ROUNDING = 1e-2
 """Advantages smaller than this come from rounding. If all completions of a group are paid alike, TRL divides a rounding error of
@@ -26,8 +26,10 @@ class Payment:
     """Changes the scores that are paid, by the settings of a baseline. Call `pay` for each generation, and `learned` when the
     generation's advantages are known."""
 
-    def __init__(self, settings: BaselineConfig, seed: int, group_size: int, detector: Detector | None = None) -> None:
-        """`group_size`: completions per group. `detector`: names bad completions; if it is None, a `FlagDetector` is made."""
+    def __init__(self, settings: BaselineConfig, seed: int, group_size: int, detector: Detector | None = None,
+                 environments: Sequence[str] = ()) -> None:
+        """`group_size`: completions per group. `detector`: names bad completions; if it is None, a `FlagDetector` is made.
+        `environments`: the names of all environments that are trained on."""
         self.settings, self.group_size, self.seed = settings, group_size, seed
         self.detector: Detector = detector or FlagDetector(settings.detector, seed)
         self.imitated: list[bool] = []
@@ -36,13 +38,17 @@ class Payment:
         self.found: list[bool] = []
         """For each row of the newest generation, whether the detector named it as bad."""
         self._counts: dict[str, Counter[str]] = defaultdict(Counter)
+        self._environments = set(environments)
+        self._reported: dict[str, set[str]] = defaultdict(set)
+        """The names of the flags of each environment that reports flags whether or not they hold, so far."""
 
     def pay(self, names: Sequence[str], scores: Sequence[Score | None], first: int, said: Sequence[Said] = ()
             ) -> list[Score | None]:
         """Return the scores that are paid for the rows of a generation, from the scores that the environments gave. The result is
         None for a row that teaches nothing, because it was screened or could not be scored. `names`: the environment of each row.
-        `first`: the number of the first completion. `said`: the prompt and text of each row, for detectors that read text."""
-        check_flags(self.settings.detector, scores)
+        `first`: the number of the first completion. `said`: the prompt and text of each row, for detectors that read text.
+        ConfigError once it is certain that no environment reports a flag that the detector uses."""
+        self._check_flags(names, scores)
         found, paid = self._find(scores, first, said), list[Score | None]()
         for name, score, named in zip(names, scores, found, strict=True):
             if score is None or (named and self.settings.screen):
@@ -67,6 +73,16 @@ class Payment:
         for name, score, encouraged in zip(names, scores, encouraged_B, strict=True):
             self._counts[name]["encouraged_marked"] += encouraged and is_marked(self.settings.detector, score)
         self._check()
+
+    def _check_flags(self, names: Sequence[str], scores: Sequence[Score | None]) -> None:
+        """ConfigError if every environment has reported flags, and none of the flags that the detector uses is among them. A
+        single generation may have completions of some environments only, and a score whose flags all hold may leave out those
+        that do not hold."""
+        for name, score in zip(names, scores, strict=True):
+            if score is not None and isinstance(score.flags, Mapping) and not all(score.flags.values()):
+                self._reported[name].update(score.flags)
+        if self._reported.keys() >= self._environments:
+            check_names(self.settings.detector, {flag for flags in self._reported.values() for flag in flags})
 
     def _find(self, scores: Sequence[Score | None], first: int, said: Sequence[Said]) -> list[bool]:
         found = self.detector.find(scores, first, said)
