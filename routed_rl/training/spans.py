@@ -15,6 +15,8 @@ from routed_rl.errors import ConfigError
 from routed_rl.training.groups import in_group
 
 PENALTY, ANSWER = "penalty", "answer"
+ROUNDING = 1e-6
+"""Rewards count as equal if they differ by at most this share of the largest one, because they are rounded to float32."""
 
 
 def spans_in(scores: Sequence[Score | None], names: Sequence[str], ids_BC: Tensor, tokenizer: Any) -> Tensor:
@@ -54,14 +56,17 @@ def targeted(scores: Sequence[Score | None], rewards: Sequence[float], in_answer
     which tokens belong to answers. `group`: rows per group.
 
     Both advantages are in units of the standard deviation of `rewards` within the group, because otherwise one kind of token
-    would count for more. If this deviation is 0, the unit is the standard deviation of the rewards without penalties. ConfigError
-    as in `check_targets`. A row that could not be scored changes no mean of its group.
+    would count for more. If all these rewards are equal, the unit is the standard deviation of the rewards without penalties.
+    ConfigError as in `check_targets`. A row that could not be scored changes no mean of its group.
     """
     check_targets(scores)
     whole_B = torch.tensor(rewards, device=in_answer_BC.device)
     task_B = whole_B - torch.tensor(_penalties(scores, group), device=whole_B.device)
+    groups = whole_B.view(-1, group)
     spread, of_task = (each.view(-1, group).std(1, keepdim=True) for each in (whole_B, task_B))
-    unit = torch.where(spread > 0, spread, of_task)
+    # The deviation of equal rewards is often no 0 but a rounding error, by which nothing may be divided.
+    differ = groups.amax(1, keepdim=True) - groups.amin(1, keepdim=True) > ROUNDING * groups.abs().amax(1, keepdim=True)
+    unit = torch.where(differ, spread, of_task)
     return torch.where(in_answer_BC, in_group(whole_B, group, unit)[:, None], in_group(task_B, group, unit)[:, None])
 
 

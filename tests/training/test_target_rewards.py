@@ -49,6 +49,9 @@ def test_tokens_of_answers_have_the_whole_reward_and_those_before_it_only_what_t
     assert torch.allclose(found[:, 0], (task - task.mean()) / unit)
     alike = targeted([score(1.0, -0.5), score(0.5)], [0.5, 0.5], torch.tensor([[False, True]] * 2), 2)
     assert alike[:, 1].tolist() == [0.0, 0.0] and alike[0, 0] > 0.5 > -0.5 > alike[1, 0]
+    eight = [score(1.0, -0.3), score(0.7)] * 4  # whose rewards are equal, but not their deviation in float32
+    large = targeted(eight, [each.reward for each in eight], torch.tensor([[False, True]] * 8), 8)
+    assert large.abs().max() < 2, "a rounding error is no unit"
     with pytest.raises(ConfigError, match="no environment gives both"):
         targeted([Score(1.0), Score(0.0)], [1.0, 0.0], inside[:2], 2)
 
