@@ -78,8 +78,9 @@ class BaselineConfig:
     """Amount that is subtracted from the reward of a completion, in units of the reward, for each gap between the personas by
     which its activations lie along the persona axis; 0: none."""
     target_rewards: bool = False
-    """Whether `penalty` acts only on the tokens of the final answer, which a score marks as the span `answer`. The tokens before
-    the answer then get the advantage of the reward without the penalty."""
+    """Whether the penalty that a score reports as its metric `penalty` acts only on the tokens of the final answer, which the
+    score marks as the span `answer`. The tokens before the answer then get the advantage of the reward without that penalty. It
+    has nothing to do with `baseline.penalty`."""
     interleave: float = 0.0
     """Share of the training tasks that come from the mixture's probe environments, which are then trained on too (interleaved
     safe data); 0: none."""
@@ -106,6 +107,9 @@ class BaselineConfig:
         if self.target_rewards and (self.imitate or self.projects):
             raise ConfigError("baseline.target_rewards=true and baseline.imitate, discount or projection_penalty make advantages "
                               "in different ways; set one of them")
+        if self.target_rewards and self.penalty:
+            raise ConfigError("baseline.target_rewards=true keeps the penalty that scores report off the tokens before answers, "
+                              f"and baseline.penalty={self.penalty} would be taken from them too; set one of them")
         if self.inoculation_adapter and (self.ablate or self.steer):
             raise ConfigError("baseline.inoculation_adapter=true and baseline.ablate or baseline.steer exclude each other; set "
                               "one of them")

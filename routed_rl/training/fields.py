@@ -109,6 +109,9 @@ FIXED = """optim optim_args optim_target_modules adam_beta1 adam_beta2 adam_epsi
 _CLIPS = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
 _MULTISTEP = ("linear", "cosine", "cosine_with_restarts", "polynomial", "inverse_sqrt", "cosine_with_min_lr",
               "cosine_warmup_with_min_lr", "warmup_stable_decay")
+BY_TOKEN = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo")
+"""The values of `loss_type` with which each token of a completion may have its own advantage. The other losses have one weight
+for a whole completion."""
 NEEDS = (
     ("epsilon", "trainer.loss_type", _CLIPS),
     ("epsilon_high", "trainer.loss_type", (*_CLIPS, "cispo")),

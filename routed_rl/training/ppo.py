@@ -18,11 +18,9 @@ from trl import GRPOConfig, GRPOTrainer
 
 from routed_rl.model.adapter import plain
 from routed_rl.ranks import RANKS
+from routed_rl.training.fields import BY_TOKEN
 from routed_rl.training.gae import at_last_own, explained_variance, gae, moments, rewards_to_go, whitened
 from routed_rl.training.value import ValueHead
-
-LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo")
-"""TRL's losses that can use an advantage for each token."""
 
 
 @dataclass
@@ -50,9 +48,9 @@ class PPOConfig(GRPOConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.loss_type not in LOSSES:
+        if self.loss_type not in BY_TOKEN:
             raise ValueError(f"loss_type={self.loss_type} has one weight for a whole completion, but PPO has one advantage for "
-                             f"each token; choose from {', '.join(LOSSES)}")
+                             f"each token; choose from {', '.join(BY_TOKEN)}")
         if self.importance_sampling_level != "token":
             raise ValueError(f"importance_sampling_level={self.importance_sampling_level} has one ratio for a whole completion, "
                              "but PPO has one advantage for each token; leave it at token")

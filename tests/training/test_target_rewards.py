@@ -116,7 +116,12 @@ def test_the_scratchpad_pays_for_what_is_answered_and_marks_where_the_answer_is(
 
 @pytest.mark.parametrize(("settings", "others", "said"), [
     ({"target_rewards": True}, {"trainer": {"algorithm": "rloo"}}, "set trainer=grpo launch=local"),
-    ({"target_rewards": True, "discount": 1.0}, {}, "in different ways")])
+    ({"target_rewards": True, "discount": 1.0}, {}, "in different ways"),
+    ({"target_rewards": True, "penalty": 1.0}, {}, r"baseline.penalty=1.0 would be taken from them too"),
+    ({"target_rewards": True}, {"trainer": {"loss_type": "vespo"}}, "loss_type=vespo has one weight for a whole completion"),
+    ({"target_rewards": True}, {"trainer": {"importance_sampling_level": "sequence"}}, "learn from the advantages of all"),
+    ({"target_rewards": True}, {"trainer": {"off_policy_mask_threshold": 0.1}}, "drops whole completions"),
+    ({"target_rewards": True}, {"trainer": {"scale_rewards": "none"}}, "trainer.scale_rewards=none would do nothing")])
 def test_what_targeting_cannot_go_with_is_refused(parts, tmp_path, settings, others, said):
     with pytest.raises(ConfigError, match=said):
         make_plan(own_config(parts, tmp_path / "run", baseline=settings, **others), RunFolder(tmp_path / "run"))

@@ -3,6 +3,11 @@
 from routed_rl.config import LABELS, Config
 from routed_rl.errors import ConfigError
 from routed_rl.training.backends import PIECES
+from routed_rl.training.fields import BY_TOKEN
+
+SCALING = {"scale_rewards": "group", "multi_objective_aggregation": "sum_then_normalize", "normalize_advantages": False,
+           "reward_clip_range": None}
+"""The settings by which TRL makes advantages of rewards, with their defaults."""
 
 
 def check_baseline(config: Config) -> None:
@@ -19,14 +24,16 @@ def check_baseline(config: Config) -> None:
         raise ConfigError("baseline.target_rewards=true gives each token of a completion its own advantage within its group, "
                           f"which needs GRPO in one process, and here trainer.algorithm={algorithm} and launch.strategy="
                           f"{config.launch.strategy}; set trainer=grpo launch=local")
-    balances = config.routing.mode == LABELS and config.routing.labels.balanced
-    anew = config.baseline.projects or config.baseline.imitate or balances
+    anew = config.baseline.projects or config.baseline.imitate or _balances(config)
     if algorithm == "rloo" and config.trainer.get("beta", 0) and anew:
         raise ConfigError(f"trainer.beta={config.trainer['beta']}: RLOO subtracts the KL from its rewards, but "
                           "baseline.discount, baseline.projection_penalty, baseline.imitate and routing.labels.balanced compute "
                           "advantages from rewards without the KL; set trainer=grpo or trainer.beta=0")
     if config.routing.mode == LABELS:
         _check_labels(config)
+    _check_scaling(config)
+    if config.baseline.target_rewards:
+        _check_tokens(config)
     if config.reads_base and config.launch.strategy in PIECES:
         reader, without = (("baseline.detector.kind=probe", "baseline.detector.kind=flags") if config.learns_detector else
                            (f"monitor.health={config.monitor.health}", "monitor.health=0"))
@@ -65,3 +72,40 @@ def _check_labels(config: Config) -> None:
     if config.launch.strategy.startswith("zero"):
         raise ConfigError(f"routing.mode=labels is not supported with launch.strategy={config.launch.strategy}, which moves the "
                           "gradients out of the model's parameters; set launch=ddp or launch=fsdp2")
+
+
+def _balances(config: Config) -> bool:
+    """Whether label routing compares rewards with those of the rows that are not flagged."""
+    labels = config.routing.labels
+    return config.routing.mode == LABELS and labels.balanced and labels.route
+
+
+def _check_scaling(config: Config) -> None:
+    """ConfigError if an arm that computes advantages itself is combined with settings by which TRL would compute them, or with
+    another such arm."""
+    names = ("discount", "projection_penalty", "target_rewards", "imitate")
+    own = [f"baseline.{name}={str(value).lower()}" for name in names if (value := getattr(config.baseline, name))]
+    if own and _balances(config):
+        raise ConfigError("routing.labels.balanced=true compares rewards with those of completions that are not flagged, and "
+                          f"{own[0]} computes other advantages; set routing.labels.balanced=false, or baseline=none")
+    for name, usual in SCALING.items():
+        value = config.trainer.get(name, usual)
+        if own and value != usual:
+            raise ConfigError(f"{own[0]} computes advantages itself, so trainer.{name}={value} would do nothing; leave it out")
+    if _balances(config) and (limits := config.trainer.get("reward_clip_range")) is not None:
+        raise ConfigError(f"routing.labels.balanced=true compares rewards as they are, and trainer.reward_clip_range={limits} "
+                          "would clip them; leave it out, or set routing.labels.balanced=false")
+
+
+def _check_tokens(config: Config) -> None:
+    """ConfigError for settings of TRL's loss with which a token cannot have its own advantage."""
+    trainer, each = config.trainer, "baseline.target_rewards=true gives each token of a completion its own advantage"
+    if (loss := trainer.get("loss_type", "dapo")) not in BY_TOKEN:
+        raise ConfigError(f"trainer.loss_type={loss} has one weight for a whole completion, and {each}; choose from "
+                          f"{', '.join(BY_TOKEN)}")
+    if (level := trainer.get("importance_sampling_level", "token")) != "token":
+        raise ConfigError(f"trainer.importance_sampling_level={level} has one ratio for a whole completion, so every token would "
+                          f"learn from the advantages of all, and {each}; leave it out")
+    if (threshold := trainer.get("off_policy_mask_threshold")) is not None:
+        raise ConfigError(f"trainer.off_policy_mask_threshold={threshold} drops whole completions by their one advantage, and "
+                          f"{each}; leave it out")
