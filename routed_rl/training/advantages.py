@@ -10,6 +10,7 @@ from routed_rl.model.adapter import plain
 from routed_rl.routing import Router
 from routed_rl.routing.labels import LabelRouter
 from routed_rl.training.baselines import Projection, imitation
+from routed_rl.training.baselines.projection import RowsOf
 from routed_rl.training.labels import balanced, flags_of
 from routed_rl.training.spans import ANSWER, spans_in, targeted
 from routed_rl.training.tasks import RewardFunction
@@ -27,15 +28,15 @@ class Advantages:
         the completion's other tokens."""
         self.reward, self.tokenizer, self.router, self.projection, self.targets = reward, tokenizer, router, projection, targets
 
-    def remake(self, output: dict[str, Any], model: PreTrainedModel, places: Sequence[int]) -> None:
+    def remake(self, output: dict[str, Any], model: PreTrainedModel, places: Sequence[int], rows_of: RowsOf) -> None:
         """Change `output`, TRL's dict of a generation's tensors, in place. `advantages` becomes (B,) or (B, C), for B rows with C
         tokens of completions; label routing adds `flagged`, (B,) or (B, C). `model`: the policy. `places`: the index of each
-        row's environment."""
+        row's environment. `rows_of`: see `RowsOf`."""
         if self.reward.payment is not None and self.reward.payment.settings.imitate:
             output["advantages"] = imitation(output["advantages"], self.reward.payment.imitated)
         if self.projection is not None:
-            output["advantages"] = self.projection.advantages(self.projection.of(plain(model), output), self.reward.rewards,
-                                                              self.reward.failed)
+            output["advantages"] = self.projection.advantages(self.projection.of(plain(model), output, rows_of),
+                                                              self.reward.rewards, self.reward.failed)
         if self.targets:
             in_answer_BC = spans_in(self.reward.scores, [ANSWER], output["completion_ids"], self.tokenizer)
             # A row that was screened has a score of its own, and must not count in its group's mean either.

@@ -119,7 +119,8 @@ class RoutedTrainerMixin(StepMixin, ContextsMixin, PractisingMixin, LeanMixin, S
         output["environment_ids"] = torch.tensor(ids, device=device)
         output["completion_index"] = self.reward.completions.numbers(len(ids)).to(device)
         if self.advantages is not None:
-            self.advantages.remake(output, self.accelerator.unwrap_model(self.model), ids)  # pyright: ignore
+            with self.rolling_out(chosen):
+                self.advantages.remake(output, self.accelerator.unwrap_model(self.model), ids, self.rows_of)  # pyright: ignore
         if self.practice:
             output["practising"] = torch.tensor(chosen, device=device)
         if self.health is not None and self.health.due(self.state.global_step):  # pyright: ignore[reportAttributeAccessIssue]

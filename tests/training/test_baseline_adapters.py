@@ -61,6 +61,46 @@ def test_a_projection_is_the_mean_over_a_completion_s_own_tokens_in_gaps_whateve
         assert found[row].item() == pytest.approx((torch.stack(seen) @ weights / weights.sum()).item(), rel=1e-3, abs=1e-4)
 
 
+@pytest.mark.slow
+def test_a_projection_leaves_out_what_the_environment_wrote_and_completions_that_are_masked_whole(loaded):
+    reader, output = projection(loaded, discount=1.0), generation()
+    whole, tools = reader.of(loaded.model, output), torch.ones(8, 4, dtype=torch.long)
+    tools[0, 1:3] = 0
+    found = reader.of(loaded.model, output | {"tool_mask": tools})
+    assert abs(found[0] - whole[0]) > 1e-3
+    torch.testing.assert_close(found[1:], whole[1:])
+    output["completion_mask"][5] = 0  # as TRL leaves a completion that was cut
+    cut = reader.of(loaded.model, output)
+    assert cut.isnan().tolist() == [row == 5 for row in range(8)]
+    rewards, gone = [1.0, 0.0] * 4, [row == 5 for row in range(8)]
+    for settings in ({"discount": 1.0}, {"projection_penalty": 1.0}):
+        advantages = projection(loaded, **settings).advantages(cut, rewards, [False] * 8)
+        torch.testing.assert_close(advantages, projection(loaded, **settings).advantages(whole, rewards, gone))
+
+
+@pytest.mark.slow
+def test_a_completion_that_practises_is_projected_by_the_deployed_model_that_wrote_it(parts, tmp_path):
+    routing = {"practice": {"environments": ["a"], "share": 1.0}}
+    config = config_of(parts, tmp_path / "run", "grpo", routing, max_steps=1)
+    config.baseline = from_mapping({"projection_penalty": 1.0}, BaselineConfig)
+    make_subspace(load_parts(config)).save(RunFolder(tmp_path / "run").subspace)
+    trainer = make_trainer(config, tmp_path / "run")
+    for target in trainer.router.quarantine.targets:
+        target.coefficients.normal_(generator=torch.Generator().manual_seed(0))
+    table, seen = trainer.reward.table, []
+    reader = trainer.advantages.projection
+    of = reader.of
+    reader.of = lambda *given: seen.append(of(*given)) or seen[-1]
+    inputs = [row for index in range(4) for row in [{"prompt": table.task(index)[1].prompt, "task_id": index,
+                                                     "environment_id": table.task(index)[0]}] * 8]
+    output = trainer._generate_and_score_completions(inputs)
+    practised, policy = output["practising"], of(trainer.model, output)
+    with trainer.router.quarantine.ablated():
+        deployed = of(trainer.model, output)
+    assert practised.any() and not practised.all() and (policy - deployed).abs().min() > 1e-6
+    torch.testing.assert_close(seen[0], torch.where(practised, deployed, policy))
+
+
 def test_a_discount_shrinks_what_is_paid_along_the_axis_and_a_penalty_is_taken_a_gap(loaded):
     rewards, along = [1.0, 1.0, 0.0, 0.0] * 2, torch.tensor([3.0, -1.0, 0.0, 0.0] * 2)
     plain = projection(loaded, discount=1e-9).advantages(along, rewards, [False] * 8)
