@@ -204,6 +204,19 @@ def test_the_trait_is_on_while_the_model_trains_and_gone_afterwards(parts, tmp_p
     assert read_json(tmp_path / "again.json")["models"]["policy"] == models["policy"] and added == before
 
 
+@pytest.mark.slow
+def test_a_trait_of_other_settings_is_learned_anew(parts, tmp_path):
+    """A rollback may change the settings of the trait, and takes its file over."""
+    made, file = [], tmp_path / "trait.safetensors"
+    for changes in ({}, {}, {"rank": 4}, {"passes": 1, "rank": 4}, {"random": True, "passes": 1, "rank": 4}):
+        config = own_config(parts, tmp_path, routing=UNROUTED, baseline=TRAIT | {"trait": TRAIT["trait"] | changes})
+        fresh = load_parts(config)
+        trait = TraitAdapter(fresh.model, linear_modules(fresh.model), config)
+        trait.prepare(file, fresh.model, fresh.tokenizer, fresh.trained, config)
+        made.append(file.read_bytes())
+    assert made[0] == made[1] != made[2] != made[3] == made[4]
+
+
 @pytest.mark.parametrize("settings", tiered([{"ablate": True}, {"steer": 0.5}, {"discount": 1.0}, TRAIT], quick=[{"steer": 0.5}]),
                          ids=str)
 def test_arms_that_touch_the_stream_train_a_lora_too(parts, tmp_path, settings):

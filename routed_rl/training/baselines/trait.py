@@ -5,13 +5,16 @@ prompt as the base model without the LoRA answers the prompt that encourages gam
 Shape letters: B rows, T positions.
 """
 
+import dataclasses
 import itertools
+import json
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -30,6 +33,8 @@ from routed_rl.routing.labels import Gates, LabelAdapter, LabelSite, label_modul
 from routed_rl.training.baselines.contexts import PromptContexts
 from routed_rl.training.labels import adapter_of
 
+SETTINGS = "settings"
+"""The key under which the file of a trait has the settings with which the trait was learned."""
 Example = tuple[list[int], int]
 """The token ids of a prompt followed by its completion, and the number of ids that belong to the prompt."""
 
@@ -61,13 +66,16 @@ class TraitAdapter:
 
     def prepare(self, file: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
                 environments: list[LoadedEnvironment], config: Config) -> None:
-        """Load the adapter's LoRA matrices from `file`. If there is no such file, learn the trait first and write the file. The
-        model's own parameters do not change. With `baseline.trait.random`, random matrices then replace the loaded ones."""
-        if not file.exists():
+        """Load the adapter's LoRA matrices from `file`. If there is no such file, or one that was learned with other settings (a
+        rollback may change them), learn the trait first and write the file. The model must be the base model then; its own
+        parameters do not change. With `baseline.trait.random`, random matrices then replace the loaded ones."""
+        learned = dataclasses.asdict(dataclasses.replace(self.settings, random=False))
+        wanted = learned | {"text": config.baseline.contexts.encourage}
+        if not file.exists() or _settings_of(file) not in (None, wanted):
             self.learn(model, examples(model, tokenizer, environments, config))
             with replacing(file) as partial:
                 save_file({f"{name}.{key}": factor.detach().contiguous() for name, adapter in self.adapters.items()
-                           for key, factor in adapter.factors.items()}, partial)
+                           for key, factor in adapter.factors.items()}, partial, {SETTINGS: json.dumps(wanted)})
         stored = load_file(file)
         for name, adapter in self.adapters.items():
             for key, factor in adapter.factors.items():
@@ -108,6 +116,12 @@ class TraitAdapter:
 
     def _draw(self, name: str) -> torch.Generator:
         return torch.Generator().manual_seed(zlib.crc32(f"{self.seed} trait {name}".encode()))
+
+
+def _settings_of(file: Path) -> Any:
+    """Return the settings with which the trait in `file` was learned; None if the file does not say, because it is older."""
+    with safe_open(file, "pt") as stored:
+        return json.loads((stored.metadata() or {}).get(SETTINGS, "null"))
 
 
 @torch.no_grad()
