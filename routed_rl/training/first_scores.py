@@ -27,6 +27,7 @@ def check_first_scores(config: Config, environments: Sequence[LoadedEnvironment]
     """Have each environment score one completion of its first task: the task's gold completion, or an empty text. TaskError if
     the result is no `Score` or has a flag or metric with a wrong name. ConfigError if the scores lack a flag, a metric or a
     span that the arm needs. An exception that scoring raises is ignored here, because training counts it as a failure."""
+    _check_spans(config, environments)
     scores: list[Score | None] = []
     for loaded in environments:
         if not has_episodes(loaded.environment):
@@ -45,6 +46,17 @@ def check_first_scores(config: Config, environments: Sequence[LoadedEnvironment]
         _check_reported(config, environments, scores)
     if config.baseline.target_rewards:
         check_targets(scores)
+
+
+def _check_spans(config: Config, environments: Sequence[LoadedEnvironment]) -> None:
+    """ConfigError if an arm goes by places in the text of a completion and an environment has episodes, whose text has turns of
+    the environment too."""
+    by_span = ("baseline.target_rewards=true" if config.baseline.target_rewards else "routing.labels.unit=token"
+               if config.routing.mode == LABELS and config.routing.labels.unit == "token" else "")
+    if by_span and (playing := [loaded.name for loaded in environments if has_episodes(loaded.environment)]):
+        raise ConfigError(f"{by_span} goes by places in the text of a completion, and environment {playing[0]} has episodes, in "
+                          "whose text other turns stand between those of the model; leave that environment out, or set "
+                          f"{by_span.partition('=')[0]}={'false' if config.baseline.target_rewards else 'row'}")
 
 
 def _check_reported(config: Config, environments: Sequence[LoadedEnvironment], scores: Sequence[Score | None]) -> None:

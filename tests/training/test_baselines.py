@@ -19,6 +19,7 @@ from routed_rl.training.plan import make_plan
 from tests import pipeline
 from tests.algorithms import config_of, make_trainer
 from tests.builders import tiny
+from tests.chat import chat_config, write_chat_model
 from tests.parts import own_config
 from tests.subspace.test_artifact import make
 
@@ -182,6 +183,16 @@ def test_a_text_that_is_missing_and_a_flag_that_nobody_reports_are_told(parts, t
         output_of(parts, tmp_path, "grpo", {"contexts": {"train": "encourage"}})
     with pytest.raises(ConfigError, match=r"no environment's score has such a flag; the flags that scores have are hack"):
         Payment(baseline(screen=True, detector={"flags": ["sly"]}), 0, 2).pay(["a"] * 2, [HACK, WRONG], 0)
+
+
+@pytest.mark.slow
+def test_an_arm_that_goes_by_places_in_a_completion_refuses_episodes_before_the_run(tmp_path):
+    parts = write_chat_model(tmp_path)
+    for changes, said in (({"baseline": {"target_rewards": True}}, "baseline.target_rewards=true goes by places"),
+                          ({"routing": {"mode": "labels", "labels": {"unit": "token"}}}, "or set routing.labels.unit=row")):
+        with pytest.raises(ConfigError, match=f"{said}.*environment talk has episodes|environment talk has episodes.*{said}"):
+            pipeline.train(chat_config(parts, tmp_path / "run", {"talk": {"path": "Talk"}}, **changes), [])
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
