@@ -61,9 +61,9 @@ def prepared(config: Config, run: RunFolder, before: RunFolder | None = None, *,
     try_out(plan, parts.model, parts.tokenizer)
     check_prompts(parts.trained, config.seed)
     check_first_scores(config, parts.trained)
-    check_evaluated(config, parts.evaluated)  # which also reports a context without a text
+    check_evaluated(config, parts.evaluated, parts.tokenizer)  # which also reports a context without a text
     if config.baseline.told:
-        PromptContexts(config.baseline, parts.trained).check(config.baseline, parts.trained, config.seed)
+        PromptContexts(config.baseline, parts.trained).check(config.baseline, parts.trained, config.seed, parts.tokenizer)
     check_practice(config, parts.trained, prompts_needed(plan.arguments) * config.launch.world)
     _check_strategy(parts)
     if config.takes_subspace:

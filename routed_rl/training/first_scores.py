@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from routed_rl import console
 from routed_rl.config import LABELS, Config
 from routed_rl.envs import Failure, LoadedEnvironment, Score, has_episodes, score_many, task_stream
@@ -12,15 +14,20 @@ from routed_rl.envs.contract import gold_of
 from routed_rl.envs.loading import DATASET, class_path
 from routed_rl.envs.scoring import accepted, scorer_line
 from routed_rl.errors import ConfigError, TaskError
+from routed_rl.model.prompts import encode_prompts
 from routed_rl.training.baselines import check_flags
 from routed_rl.training.spans import check_targets
 
 
-def check_evaluated(config: Config, environments: Sequence[LoadedEnvironment]) -> None:
+def check_evaluated(config: Config, environments: Sequence[LoadedEnvironment], tokenizer: PreTrainedTokenizerBase | None = None
+                    ) -> None:
     """Make the first evaluation task of each environment, if the run evaluates anything. TaskError if there is none, or if making
-    it fails. Without this check, the run would end only when the base model is evaluated, after the extraction."""
+    it fails; ModelError if `tokenizer` (None: not tried) cannot take its prompt, such as a system message of evaluation.contexts.
+    Without this check, the run would end only when the base model is evaluated, after the extraction."""
     for loaded in environments if config.evaluation.samples or config.evaluation.every else ():
-        next(task_stream(loaded, "eval", config.seed))
+        task = next(task_stream(loaded, "eval", config.seed))
+        if tokenizer is not None and not has_episodes(loaded.environment):
+            encode_prompts(tokenizer, [task.prompt])
 
 
 def check_first_scores(config: Config, environments: Sequence[LoadedEnvironment]) -> None:

@@ -9,7 +9,7 @@ import torch
 from routed_rl.artifacts import RunFolder, read_json
 from routed_rl.config import BaselineConfig, DetectorConfig, from_mapping
 from routed_rl.envs import LoadedEnvironment, Score, Task, load_environments
-from routed_rl.errors import CheckFailed, ConfigError
+from routed_rl.errors import CheckFailed, ConfigError, ModelError
 from routed_rl.model.prompts import encode_prompts
 from routed_rl.pipeline.build import load_parts
 from routed_rl.training.baselines import Payment, StreamEdit, in_contexts
@@ -19,7 +19,7 @@ from routed_rl.training.plan import make_plan
 from tests import pipeline
 from tests.algorithms import config_of, make_trainer
 from tests.builders import tiny
-from tests.chat import chat_config, write_chat_model
+from tests.chat import TEMPLATE, chat_config, chat_tokenizer, write_chat_model
 from tests.parts import own_config
 from tests.subspace.test_artifact import make
 
@@ -192,6 +192,19 @@ def test_an_arm_that_goes_by_places_in_a_completion_refuses_episodes_before_the_
                           ({"routing": {"mode": "labels", "labels": {"unit": "token"}}}, "or set routing.labels.unit=row")):
         with pytest.raises(ConfigError, match=f"{said}.*environment talk has episodes|environment talk has episodes.*{said}"):
             pipeline.train(chat_config(parts, tmp_path / "run", {"talk": {"path": "Talk"}}, **changes), [])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_chat_template_that_knows_no_system_message_is_told_before_the_run(tmp_path):
+    parts = write_chat_model(tmp_path)
+    chat_tokenizer("{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + TEMPLATE
+                   ).save_pretrained(parts / "model")
+    unrouted = {"mode": "none", "practice": {"share": 0}}
+    for changes in ({"baseline": {"contexts": {"generate": "encourage", "train": "encourage"}}},
+                    {"evaluation": {"samples": 4, "contexts": ["discourage"]}}):
+        with pytest.raises(ModelError, match="cannot show messages of the roles system, user"):
+            pipeline.train(chat_config(parts, tmp_path / "run", {"ask": {"path": "Ask"}}, routing=unrouted, **changes), [])
     assert not (tmp_path / "run").exists()
 
 
