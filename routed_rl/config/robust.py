@@ -10,6 +10,8 @@ ALL, TARGETS = PARTS = ("all", "targets")
 """Which parameters are noised: all, or only those of the writers of the stream."""
 DETECTOR, MODELS, RANDOM = GATES = ("detector", "models", "random")
 """How a gate scores a token: by a linear probe, by the divergence between two models, or by chance."""
+USUAL = {MODELS: 1.0, RANDOM: 0.5}
+"""For each gate that has such a number in every run: the threshold `auto`. It is 1 nat for `models`."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -80,12 +82,20 @@ class RobustifyConfig:
         if self.skip is not None and self.skip == self.noise:
             raise ConfigError(f"--skip {self.skip} and --noise {self.noise}: one score cannot do both to a token; give one "
                               "of them, or --noise a higher score")
-        if isinstance(self.skip, float) and isinstance(self.noise, float) and self.noise < self.skip:
-            raise ConfigError(f"--noise {self.noise:g} lies below --skip {self.skip:g}, so nothing would be skipped; leave "
-                              "--skip out, or give it a lower score")
+        if self.gate in USUAL:
+            self.check_bands(USUAL[self.gate])
         check_probe_options(self.labels)
         if self.fpr is not None and not 0 <= self.fpr <= 1:
             raise ConfigError(f"--fpr must lie in [0, 1], got {self.fpr}")
+
+
+    def check_bands(self, usual: float) -> None:
+        """ConfigError if both `skip` and `noise` are set and no score lies between them, where a token is skipped. `usual`: the
+        threshold `auto`."""
+        skip, noise = (usual if limit == AUTO else limit for limit in (self.skip, self.noise))
+        if skip is not None and noise is not None and float(noise) <= float(skip):
+            raise ConfigError(f"--noise {float(noise):g} does not lie above --skip {float(skip):g}, so nothing would be skipped; "
+                              "leave --skip out, or give it a lower score")
 
 
 RL, FINE_TUNING = ATTACKS = ("rl", "sft")

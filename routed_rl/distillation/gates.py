@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from routed_rl.config import AUTO
-from routed_rl.config.robust import DETECTOR, RANDOM, RobustifyConfig
+from routed_rl.config.robust import DETECTOR, MODELS, RANDOM, USUAL, RobustifyConfig
 from routed_rl.distillation.divergence import KEEP, NOISE, SKIP, Row, chunks, forward_kl, read
 from routed_rl.extraction.pooled import running
 from routed_rl.extraction.probe import Probe
@@ -23,7 +23,7 @@ from routed_rl.model.prompts import eos_ids
 from routed_rl.pipeline.build import Parts
 from routed_rl.subspace.quality import auroc
 
-ONE_NAT, HALF, NAMES = 1.0, 0.5, {KEEP: "keep", SKIP: "skip", NOISE: "noise"}
+NAMES = {KEEP: "keep", SKIP: "skip", NOISE: "noise"}
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def by_models(rows: Sequence[Row], teacher: PreTrainedModel, unlearned: PreTrain
         found = forward_kl(read(unlearned, chunk)[0], read(teacher, chunk)[0]).double().cpu()
         for place, each in zip(places, found.split([row.counted for row in chunk]), strict=True):
             scores[place] = each
-    return _decided(rows, scores, asked, ONE_NAT)
+    return _decided(rows, scores, asked, USUAL[MODELS])
 
 
 def by_random(rows: Sequence[Row], asked: RobustifyConfig, seed: int) -> Gated:
@@ -78,7 +78,7 @@ def by_random(rows: Sequence[Row], asked: RobustifyConfig, seed: int) -> Gated:
     drawn = torch.rand(len(rows), generator=torch.Generator().manual_seed(seed), dtype=torch.float64).tolist()
     scores = [torch.full((row.counted,), score if row.environment is not None else -torch.inf, dtype=torch.float64)
               for row, score in zip(rows, drawn, strict=True)]
-    return _decided(rows, scores, asked, HALF)
+    return _decided(rows, scores, asked, USUAL[RANDOM])
 
 
 def _decided(rows: Sequence[Row], scores: list[Tensor], asked: RobustifyConfig, usual: float) -> Gated:

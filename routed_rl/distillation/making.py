@@ -79,6 +79,7 @@ def check(run: RunFolder, config: Config, asked: RobustifyConfig, envs: list[str
     probe, unlearned = None, parts.model
     if asked.gate == DETECTOR:
         probe = probe_of(candidates(run, config), parts, run, {"labels": asked.labels, "fpr": asked.fpr})
+        asked.check_bands(probe.threshold)
     if asked.unlearned:
         unlearned = on_device(config, load_model(asked.unlearned, config.model.dtype, frozen=True))
     return Given(run, config, asked, parts, ours, generic, teacher, probe, unlearned)

@@ -81,8 +81,16 @@ def test_models_are_compared_at_each_token_and_the_higher_band_is_noise():
     ({"alpha": 0.4, "parts": "heads"}, "--parts=heads is not known; choose from all, targets"),
     ({"alpha": 0.4, "skip": 1.0}, "--skip 1.0 is for --gate detector or --gate models"),
     ({"alpha": 0.4, "gate": "models", "labels": 0.1}, "--labels 0.1 is for --gate detector"),
-    ({"alpha": 0.4, "gate": "models", "skip": 2.0, "noise": 1.0}, "--noise 1 lies below --skip 2"),
+    ({"alpha": 0.4, "gate": "models", "skip": 2.0, "noise": 1.0}, "--noise 1 does not lie above --skip 2"),
+    ({"alpha": 0.4, "gate": "models", "skip": "auto", "noise": 0.5}, "--noise 0.5 does not lie above --skip 1"),
+    ({"alpha": 0.4, "gate": "random", "skip": 0.5, "noise": "auto"}, "--noise 0.5 does not lie above --skip 0.5"),
     ({"alpha": 0.4, "gate": "judge"}, "--gate=judge is not known; choose from detector, models, random")])
 def test_settings_that_contradict_each_other_are_refused(settings, said):
     with pytest.raises(ValueError, match=said):
         RobustifyConfig(**settings)
+
+
+def test_a_probe_s_threshold_is_no_noise_below_what_is_skipped():
+    with pytest.raises(ValueError, match="--noise 1 does not lie above --skip 2.5"):
+        asked(gate="detector", skip="auto", noise=1.0).check_bands(2.5)
+    asked(gate="detector", skip="auto", noise=3.0).check_bands(2.5)
