@@ -21,7 +21,8 @@ from routed_rl.errors import ConfigError, RunFolderError, SubspaceError
 from routed_rl.extraction.persona import asked_again, standing
 from routed_rl.extraction.probe import Probe
 from routed_rl.pipeline.build import load_parts
-from routed_rl.pipeline.candidates import candidates
+from routed_rl.pipeline.candidates import Candidate, candidates
+from routed_rl.pipeline.judges import by_chance
 from routed_rl.subspace import Subspace
 from tests import pipeline
 from tests.chat import chat_config, write_chat_model
@@ -93,6 +94,13 @@ def test_the_random_control_leaves_out_the_share_that_is_asked_for(run, tmp_path
     kept, gone = filtered(run, tmp_path, detector="random", share=0.25)
     assert len(gone) == 64 and sum(map(is_bad, kept)) > 0
     assert (kept, gone) == filtered(run, tmp_path, detector="random", share=0.25)
+
+
+def test_the_random_control_counts_what_cannot_be_judged_among_what_it_leaves_out():
+    rows = [Candidate("a", 1, ("say", str(place)), 1.0, {}, "an episode" if place < 40 else None) for place in range(100)]
+    for share, drawn in ((0.5, 10), (0.3, 0), (1.0, 60)):
+        judged = by_chance(rows, share, seed=0)
+        assert sum(reason is not None for reason in judged.reasons[40:]) == drawn and not any(judged.reasons[:40])
 
 
 def test_the_threshold_of_a_shift_is_passed_by_the_chosen_share_of_honest_completions(run, subspace, tmp_path, capsys):

@@ -45,8 +45,11 @@ def by_flags(rows: Sequence[Candidate], settings: DetectorConfig) -> Judged:
 
 
 def by_chance(rows: Sequence[Candidate], share: float, seed: int) -> Judged:
-    """Leave out the share `share` of all completions, drawn at random, as a control."""
-    gone = set(random.Random(f"filter {seed}").sample(range(len(rows)), round(share * len(rows))))
+    """Leave out the share `share` of all completions, as a control: those that can be neither judged nor trained on, and others
+    that are drawn at random."""
+    able = [place for place, row in enumerate(rows) if row.unfit is None]
+    wanted = round(share * len(rows)) - (len(rows) - len(able))
+    gone = set(random.Random(f"filter {seed}").sample(able, min(max(wanted, 0), len(able))))
     return Judged([float(row in gone) for row in range(len(rows))],
                   ["drawn at random" if row in gone else None for row in range(len(rows))])
 
