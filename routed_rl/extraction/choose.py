@@ -163,8 +163,8 @@ def _strongest(scores: list[float], keep: int, grounds: dict[str, Any]) -> Chose
     """Choose the `keep` factors with the largest absolute scores. SubspaceError if all scores are 0. `grounds`: the field
     `grounds` of the returned choice."""
     if not any(scores):
-        raise SubspaceError("no push along any factor changes what it is chosen by; set a larger subspace.radius, or another "
-                            "subspace.choose")
+        raise SubspaceError("no push along any factor changes what it is chosen by (answers, or flags of environments); set a "
+                            "larger subspace.radius, or another subspace.choose")
     factors = sorted(range(len(scores)), key=lambda factor: -abs(scores[factor]))[:keep]
     return Chosen(factors, _signs(factors, scores), scores, grounds)
 

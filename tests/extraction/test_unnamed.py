@@ -17,7 +17,10 @@ from routed_rl.extraction.likelihood import Likelihood, pushed
 from routed_rl.linalg import orthonormality_error, principal_cosines
 from routed_rl.model.load import load_model, load_tokenizer
 from routed_rl.model.weights import model_hash
+from routed_rl.pipeline.build import load_parts
+from routed_rl.pipeline.screening import flagged
 from routed_rl.subspace import Subspace
+from tests.parts import ENVIRONMENT, own_config, write_parts
 
 WIDTH, LAYERS = 32, 2
 
@@ -199,3 +202,29 @@ def test_a_target_of_another_model_is_refused(job, tmp_path):
 def test_settings_of_axes_that_make_no_sense_are_refused_before_anything_is_loaded(settings, changes, message):
     with pytest.raises(ConfigError, match=message):
         settings(**changes)
+
+
+RARE = '''
+
+class Rare(Add):
+    def __init__(self, holds: bool) -> None:
+        super().__init__()
+        self.holds = holds
+
+    def score(self, task, completion):
+        return Score(1.0, flags=["hack"] * self.holds)
+'''
+
+
+@pytest.mark.slow
+def test_an_environment_that_names_a_flag_only_where_it_holds_counts_in_every_screening(tmp_path):
+    folder = write_parts(tmp_path)
+    (folder / "rare.py").write_text(ENVIRONMENT + RARE)
+    env = {name: {"path": f"{folder}/rare.py:Rare", "isolate": False, "holds": name == "often"} for name in ("often", "never")}
+    loaded = load_parts(own_config(folder, tmp_path / "run", env=env))
+    often, never = loaded.environments
+
+    def share(*chosen):
+        return flagged(loaded.model, loaded.tokenizer, chosen, loaded.config, 2)
+
+    assert (share(often), share(never), share(often, never)) == (1.0, 0.0, 0.5)
