@@ -88,7 +88,6 @@ class RobustifyConfig:
         if self.fpr is not None and not 0 <= self.fpr <= 1:
             raise ConfigError(f"--fpr must lie in [0, 1], got {self.fpr}")
 
-
     def check_bands(self, usual: float) -> None:
         """ConfigError if both `skip` and `noise` are set and no score lies between them, where a token is skipped. `usual`: the
         threshold `auto`."""
