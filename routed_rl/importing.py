@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Around the imports with which a command begins. They create about a million objects that stay until the process ends, and
+    """Around the imports with which a command begins. They create about 800,000 objects that stay until the process ends, and
     the garbage collector takes a fifth of the time of the imports to look through them again and again. Inside the block nothing
     is collected, and afterwards the collector leaves these objects out for good.
 
