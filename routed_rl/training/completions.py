@@ -137,7 +137,7 @@ class CompletionFiles:
     def load(self, state: dict[str, Any]) -> None:
         """Restore what `state` returned. The file of a generation from which steps still learn is written again as it was at the
         checkpoint. ValueError if the stored generations are not whole."""
-        self.made = state["made"]
+        self.made, self._tables = state["made"], {}
         self._open = [Generation(**kept) for kept in state["open"]]
         if not all(generation.values_R2.shape == (len(generation.environments), len(COLUMNS)) for generation in self._open):
             raise ValueError("its completions do not fit their environments")
