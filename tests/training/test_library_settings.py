@@ -3,7 +3,6 @@ is said of settings that cannot work."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,18 +15,7 @@ from routed_rl import MonitorConfig, RoutingConfig, RuleConfig
 from routed_rl.artifacts import broken_seal, read_json
 from routed_rl.errors import ConfigError
 from routed_rl.training.library.checks import check_arguments, check_monitor, check_rates
-from tests.library import PLAIN, arguments, rows, subspace_of, trainer
-from tests.parts import write_parts
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory) -> Path:
-    return write_parts(tmp_path_factory.mktemp("parts"))
-
-
-@pytest.fixture(scope="module")
-def subspace(parts) -> Any:
-    return subspace_of(parts)
+from tests.library import PLAIN, arguments, rows, trainer
 
 
 @pytest.mark.slow
