@@ -94,8 +94,10 @@ def _said(functions: Functions | None, task: Task, completion: str) -> Said:
     """Return the answers of `functions` about a completion. A function may change what it is given, and then the functions of
     other settings, and other completions of the task, still see the row itself. Only reward functions see one another's changes,
     as with TRL."""
+    if functions is None:
+        return Said([None])
     prompt, data = copy.deepcopy((task.prompt, dict(task.data)))
-    return functions.call(prompt, completion, data) if functions else Said([None])
+    return functions.call(prompt, completion, data)
 
 
 def _weights(given: list[float] | None, functions: Functions) -> list[float]:

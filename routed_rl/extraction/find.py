@@ -140,8 +140,9 @@ def _quality(job: Job, held_out: Samples, found: Found, kinds: list[str]) -> dic
 def from_parts(job: Job) -> Callable[[], Subspace]:
     """Read the inputs of all `subspace.parts`, each of which is the folder of a subspace or the name of a method. Returns a
     function that makes the union of these subspaces, in the order of `subspace.parts`."""
-    makers = [(name, METHODS[alone.config.method](alone)) for name, alone in parts_of(job)]
-    hooks = {name: _hook_of(alone) for name, alone in parts_of(job)}
+    jobs = parts_of(job)
+    makers = [(name, METHODS[alone.config.method](alone)) for name, alone in jobs]
+    hooks = {name: _hook_of(alone) for name, alone in jobs}
     (first, at), *others = hooks.items()
     if wrong := [name for name, hook in others if hook != at]:
         raise SubspaceError(f"subspace.parts: {first} was read at {at} and {wrong[0]} at {hooks[wrong[0]]}, and a writer is "

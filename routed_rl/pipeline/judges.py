@@ -108,8 +108,9 @@ def by_subspace(rows: Sequence[Candidate], parts: Parts, asked: FilterConfig) ->
     honest completions in the same environment. The threshold is `asked.max_shift`, or else the shift that a share `fpr` of these
     honest completions exceeds. Completions of environments that a rollback has dropped are left out."""
     axis, trained = _Axis(parts, asked), {loaded.name for loaded in parts.trained}
-    dropped = {row.environment for row in rows if row.unfit is None} - trained
-    if missing := {row.environment for row in rows if row.unfit is None} - axis.zeros.keys() - dropped:
+    judged = {row.environment for row in rows if row.unfit is None}
+    dropped = judged - trained
+    if missing := judged - dropped - axis.zeros.keys():
         raise ConfigError(f"the base model has written nothing honest in {min(missing)}, so no shift can be measured there; give "
                           "--detector probe")
     fpr = parts.config.baseline.detector.fpr if asked.fpr is None else asked.fpr
