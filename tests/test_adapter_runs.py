@@ -413,7 +413,7 @@ def test_what_vllm_cannot_serve_of_a_lora_is_said_before_it_is_started(parts, tm
     config = lora_config(parts, tmp_path / "run", lora=lora, rollout={"engine": "vllm_colocate"})
     config.model.path = str(tmp_path / "model")
     wide: Any = SimpleNamespace(writer_bases=lambda *_: [torch.zeros(600, 516)] * 9,
-                                provenance=SimpleNamespace(details={}, layers=9))
+                                provenance=SimpleNamespace(hook="resid_post", layers=9))
     with pytest.raises(RolloutError, match=said) as refusal:
         refuse(load_parts(config), wide)
     assert "\n" not in str(refusal.value)

@@ -98,7 +98,7 @@ class _Meter:
             return measures
         settings = self.parts.config.subspace
         here = coordinates(self.parts.model, self.sequences, self.subspace, settings.positions, settings.batch_size,
-                           self.subspace.provenance.details.get("hook", "resid_post"))
+                           self.subspace.provenance.hook)
         self.reference = self.reference or here
         shift = shift_between(self.reference, here, self.subspace.scales)
         if name is not None:

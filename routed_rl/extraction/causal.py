@@ -34,7 +34,7 @@ def causal_check(job: Job, subspace: Subspace, progress: Progress | None = None)
     if not answers:
         return {"missing": f"no reference answers are known for {job.model_path}; set subspace.answers=FILE.jsonl"}
     layer = _layer(job, subspace)
-    place = layer - (subspace.provenance.details.get("hook") == "resid_pre")
+    place = layer - (subspace.provenance.hook == "resid_pre")
     columns = [column for column in range(len(subspace.axis_names)) if subspace.axes[layer][:, column].any()][: check.axes]
     if place < 0 or not columns:
         return {"missing": f"there is nothing to steer along at layer {layer}; set subspace.check.layer"}

@@ -79,7 +79,7 @@ def by_target(job: Job, prepare: Prepare) -> Choose:
     else:
         there = Subspace.load(path)
         there.check_model(model=job.model_path, model_hash=job.model_hash, width=job.width, layers=job.layers)
-        if (hook := there.provenance.details.get("hook", "resid_post")) != "resid_post":
+        if (hook := there.provenance.hook) != "resid_post":
             raise SubspaceError(f"subspace.target={target} was read at {hook}, and method dct pushes the outputs of layers; "
                                 "extract it with subspace.hook=resid_post")
         grounds = {"target": target, "target_hash": sha256(path / "subspace.safetensors"),

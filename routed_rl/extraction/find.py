@@ -163,7 +163,7 @@ def _hook_of(job: Job) -> str:
     """Return the hook point at which the stream is read, or was read, for the subspace that a job makes."""
     config, hook = job.config, None
     if config.method == "file" and (folder := extracted_folder(config)) is not None:
-        hook = Subspace.load(folder).provenance.details.get("hook", "resid_post")
+        hook = Subspace.load(folder).provenance.hook
     if config.method == "sae":
         hook = read_latents(config.weights or "", config.latents, job.width).hook
     return hook or config.hook

@@ -24,9 +24,8 @@ def standing(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, said: S
     """Return the coordinate of each completion along an axis at each of L layers, (L, B) float32, in gaps. It is larger towards
     the positive persona. The zero point is arbitrary, so only completions of the same environment can be compared. `model`: the
     model that reads the completions. `said`: B prompts with their completions. `axis`: the axis' name; None for the first."""
-    details = subspace.provenance.details
-    if details.get("tokens", "prompt_end") == "response_mean":
-        read_LBD = pooled(model, tokenizer, said, batch_size, hook=details.get("hook", "resid_post"), layers=layers)
+    if subspace.provenance.details.get("tokens", "prompt_end") == "response_mean":
+        read_LBD = pooled(model, tokenizer, said, batch_size, hook=subspace.provenance.hook, layers=layers)
         return _along(read_LBD, subspace, layers, axis)
     return _at_end(model, asked_again(tokenizer, said), subspace, batch_size, layers, axis)
 
@@ -41,7 +40,7 @@ def expected(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, said: S
 
 def _at_end(model: PreTrainedModel, sequences: list[list[int]], subspace: Subspace, batch_size: int, layers: Sequence[int],
             axis: str | None) -> Tensor:
-    hook = subspace.provenance.details.get("hook", "resid_post")
+    hook = subspace.provenance.hook
     read_LBD = averaged(model, sequences, [1] * len(sequences), batch_size, hook=hook, layers=layers)
     return _along(read_LBD, subspace, layers, axis)
 

@@ -38,6 +38,11 @@ class Provenance:
     prompts_hash: str = ""
     details: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def hook(self) -> str:
+        """The hook point at which the stream was read."""
+        return self.details.get("hook", "resid_post")
+
 
 @dataclass(frozen=True, eq=False)
 class Subspace:

@@ -39,7 +39,7 @@ def bases_of(subspace: Subspace, settings: SubspaceConfig) -> list[Tensor]:
 def place_of(writer: Writer, subspace: Subspace) -> int:
     """Return the place of a writer: the layer of the subspace at whose hook the stream was read first after the writer had added
     its output. If the stream was not read after the writer, its place is the last layer, so that the writer is routed too."""
-    hook = subspace.provenance.details.get("hook", "resid_post")
+    hook = subspace.provenance.hook
     read_before = hook == "resid_pre" or (hook == "resid_mid" and not writer.mixer)
     return min(writer.layer + read_before, subspace.provenance.layers - 1)
 

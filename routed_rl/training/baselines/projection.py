@@ -29,7 +29,7 @@ class Projection:
 
     def __init__(self, settings: BaselineConfig, subspace: Subspace, group_size: int, batch_size: int) -> None:
         self.settings, self.group_size, self.batch_size = settings, group_size, batch_size
-        self.hook = subspace.provenance.details.get("hook", "resid_post")
+        self.hook = subspace.provenance.hook
         weights = subspace.layer_weights() / subspace.layer_weights().sum()
         self.along = [axes[:, 0] * weight / scale for axes, weight, scale in
                       zip(subspace.axes, weights, subspace.scales[:, 0], strict=True)]

@@ -20,7 +20,7 @@ class StreamEdit:
 
     def __init__(self, model: PreTrainedModel, settings: BaselineConfig, subspace: Subspace) -> None:
         """ConfigError if the subspace was extracted at another place than the layers' outputs (see `subspace.hook`)."""
-        if (hook := subspace.provenance.details.get("hook", "resid_post")) != "resid_post":
+        if (hook := subspace.provenance.hook) != "resid_post":
             raise ConfigError("baseline.ablate and baseline.steer change the layers' outputs, and the subspace was read at "
                               f"subspace.hook={hook}; set subspace.hook=resid_post")
         self.layers, self._handles = list(decoder_layers(model)), list[RemovableHandle]()
