@@ -84,12 +84,14 @@ SPECIAL: dict[str, dict[str, Any]] = {
 PAGE = """# Models
 
 `model.path` takes a folder in Hugging Face format or a name on the Hub: a causal language model of transformers, with weights
-in float32, or in bfloat16 below a LoRA. routed_rl must know which modules write to the residual stream. It knows them for
-Llama, Mistral, Qwen2, Qwen3, Phi-3, Gemma 2, Gemma 3, OLMo-2, GPT-2, Mixtral and Qwen3's mixtures. In models of other types it
-finds them by probing and verifies what it found, or refuses the model in one line.
-`model.writers=[self_attn.o_proj,mlp.down_proj]` names them by hand, and is verified in the same way.
+in float32, or in bfloat16 below a LoRA. routed_rl must know the *writers*, the modules whose output is added to the residual
+stream. It knows them for Llama, Mistral, Qwen2, Qwen3, Phi-3, Gemma 2, Gemma 3, OLMo-2, GPT-2, Mixtral and Qwen3's mixtures.
+In models of other types it finds them by probing, which runs the model on a few random tokens, and verifies the result, or it
+refuses the model in one line.
+`model.writers=[self_attn.o_proj,mlp.down_proj]` names them by hand; these names are verified in the same way.
+To train a LoRA on a larger model, and to see whether a run fits into memory, read [LoRA](lora.md).
 
-## What is read of your model
+## Weights and tokenizer
 
 Weights that are stored in 16 bits are read into `model.dtype`. A folder may have safetensors or `pytorch_model.bin`, in one
 file or in several. `gguf:FILE.gguf` reads a GGUF file and makes its weights dense. Other quantised checkpoints, models with an
@@ -111,15 +113,15 @@ one that `torch.nn.utils.parametrize` or `prune` computes, or that two layers sh
 
 This table has all {all} causal types of transformers {version}. Each is built from its own config with small sizes and random
 weights, and is probed as an unknown type is: {found} are recognised, {refused} are refused, and {unbuilt} do not build from a
-config of their own. A model of yours is probed with its own weights and config, which decide: a model of a recognised type is
-refused if it has dropout between writer and stream, a scale of the whole stream, or another kind of layer. A slow test trains
-each recognised type for two steps with routing and compares the result with this table. `python -m tests.causal_models` writes
+config of their own. Your model is probed with its own weights and config, and the result of that counts: a model of a
+recognised type is refused if it has dropout between writer and stream, a scale of the whole stream, or another kind of layer.
+A slow test trains each recognised type for two steps with routing and compares the result with this table. `python -m tests.causal_models` writes
 this page.
 
 In the third column, `times X` says that a writer's output is multiplied by X before it is added to the stream, `norms behind
 writers` that it goes through a norm, and `no resid_mid` that no module reads the stream between attention and MLP, so
-`subspace.hook=resid_mid` is refused. A reason with "and N more" has N further parameters. vLLM takes no mixtures of experts
-([rollouts](rollouts.md)).
+`subspace.hook=resid_mid` is refused. A reason with "and N more" has N further parameters. Mixtures of experts cannot be rolled
+out with vLLM ([rollouts](rollouts.md)).
 
 """
 HEADS = {"found": "| type | writers in a layer | remarks |\n|---|---|---|\n", "refused": "| refused | why |\n|---|---|\n",
