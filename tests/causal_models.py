@@ -115,8 +115,8 @@ This table has all {all} causal types of transformers {version}. Each is built f
 weights, and is probed as an unknown type is: {found} are recognised, {refused} are refused, and {unbuilt} do not build from a
 config of their own. Your model is probed with its own weights and config, and the result of that counts: a model of a
 recognised type is refused if it has dropout between writer and stream, a scale of the whole stream, or another kind of layer.
-A slow test trains each recognised type for two steps with routing and compares the result with this table. `python -m tests.causal_models` writes
-this page.
+A slow test trains each recognised type for two steps with routing and compares the result with this table.
+`python -m tests.causal_models` writes this page.
 
 In the third column, `times X` says that a writer's output is multiplied by X before it is added to the stream, `norms behind
 writers` that it goes through a norm, and `no resid_mid` that no module reads the stream between attention and MLP, so
