@@ -102,7 +102,12 @@ def test_limits_of_given_runs_are_written_with_the_overrides_that_set_them(tmp_p
     assert {word.split("=")[0] for word in found["overrides"]} == {
         f"monitor.{rule}.{key}" for rule in ("pull", "change") for key in ("limit", "limits", "action")} | {
         "monitor.gap.limit", "monitor.gap.action"}  # gap has no spread and keeps its limit
-    assert shlex.join(["env=x", *found["overrides"]]) in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert shlex.join(["env=x", *found["overrides"]]) in shown
+    assert "no rule of this experiment halts, so pull, change, gap get limits" in " ".join(shown.split())
+    halting = Config(monitor=MonitorConfig(warmup=0, pull=RuleConfig(limit=1.0, action="halt")))
+    calibrate(["env=x"], runs, 20, 0.01, str(tmp_path / "halting"), 1, lambda _: halting)
+    assert "no rule of this experiment halts" not in capsys.readouterr().out
     settings, own = routed_rl_compose(found["overrides"]).monitor.pull, found["rules"]["pull"]["limits"]
     assert settings.limits == pytest.approx(own, rel=1e-3) and settings.action == "halt"
     gap = routed_rl_compose(found["overrides"]).monitor.gap

@@ -18,6 +18,8 @@ from routed_rl.tracking import MetricsFile
 CHEAP = ["evaluation.samples=0", "evaluation.every=0", "discard=false", "tracking.completions=false", "monitor.completions=0"]
 """Overrides of the runs that `calibrate` trains. They save time by leaving out evaluation, discard and stored completions. A
 setting that the user types counts instead."""
+WITHOUT_HALTS = ("pull", "change", "gap")
+"""The rules that get a limit if no rule of the experiment halts."""
 
 
 def calibrate(overrides: list[str], runs: list[str], seeds: int, rate: float, out: str, jobs: int, compose: Compose, *,
@@ -30,11 +32,14 @@ def calibrate(overrides: list[str], runs: list[str], seeds: int, rate: float, ou
     typed, and that do not come from a file; `CHEAP` replaces none of them.
     """
     config, folder = compose(overrides), folder_for_many(out, "--out ")
-    rules = config.monitor.halting() or ["pull", "change", "gap"]
+    rules = config.monitor.halting() or list(WITHOUT_HALTS)
     if not 0 < rate < 1:
         raise ConfigError(f"--rate is a probability, got {rate:g}")
     if not runs:
         check_experiment(config, rules, seeds, rate)
+    if not config.monitor.halting():
+        console.say(f"no rule of this experiment halts, so {', '.join(WITHOUT_HALTS)} get limits; monitor=halt or "
+                    "monitor.RULE.action=halt chooses others")
     folders = _given(runs)
     with alone_in(folder):
         if not runs:

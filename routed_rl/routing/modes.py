@@ -1,7 +1,7 @@
 """The table of routing modes. A mode says whether taps pass on a contained or an open cotangent, and what is done to each target
 after the model's optimizer has stepped.
 
-A new mode is one function and one entry of `MODES`.
+A new mode is one function and one entry of `MODES`; `config/routing.py` names it, and `configs/routing/` has a file for it.
 """
 
 from collections.abc import Callable

@@ -1,5 +1,5 @@
 """The methods that turn activations under two personas into directions and named axes. They work on tensors and need no model.
-Each method is one entry of `METHODS`.
+Each method is one entry of `METHODS`; `config/subspace.py` names it.
 
 Shape letters: L layers, R sample rows (one per pair and position), G rows of a fit, D stream width, K rank, J axes.
 """
