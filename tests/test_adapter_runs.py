@@ -19,6 +19,7 @@ from routed_rl.artifacts import RunFolder, sealed_folder
 from routed_rl.audit import audit
 from routed_rl.audit.change import Change, read_change
 from routed_rl.audit.groups import by_kind, putting_back
+from routed_rl.cli import main
 from routed_rl.config import AuditConfig, Config
 from routed_rl.envs import Scorer, load_environments
 from routed_rl.errors import CheckpointError, ConfigError, ModelError, RolloutError
@@ -39,7 +40,7 @@ from routed_rl.training.tasks import RewardFunction, TaskTable
 from tests import pipeline
 from tests.builders import relative, tiny
 from tests.cards import loaded_by_card
-from tests.parts import own_config, write_parts
+from tests.parts import own_config, typed, write_parts
 from tests.tiers import tiered
 from tests.training.test_conformance import PLAIN
 from tests.training.test_resume import metrics
@@ -336,6 +337,38 @@ def test_a_run_begins_from_an_adapter_that_is_merged_first(parts, runs, tmp_path
     with pytest.raises(ModelError, match="deployed was not made for .*other/model"):
         pipeline.train(lora_config(tmp_path / "other", tmp_path / "refused", lora={"path": str(start)}), [])
     assert not (tmp_path / "refused").exists()
+
+
+@pytest.mark.slow
+def test_a_run_that_began_from_a_lora_needs_neither_that_lora_nor_its_old_place(parts, runs, tmp_path, monkeypatch, capsys):
+    """It goes on, leaves models that name their base where it is now, and is read where it stands."""
+    (tmp_path / "there").mkdir()
+    start = Path(shutil.copytree(runs["route"] / "deployed", tmp_path / "there" / "start"))
+    words = [*typed(parts, tmp_path / "there" / "run"), "model.adapter=lora", "model.adapter.r=4", f"model.adapter.path={start}"]
+    main(["train", *words, "trainer.max_steps=2"])
+    before = in_memory(tmp_path / "there" / "run")
+    (tmp_path / "there").rename(tmp_path / "here")
+    shutil.rmtree(tmp_path / "here" / "start")
+    run, base = tmp_path / "here" / "run", str(tmp_path / "here" / "run" / "base")
+    monkeypatch.chdir(tmp_path)
+    settings = (run / "config.yaml").read_text()
+    assert main(["discard", str(run), "--out", "deployed"]) == 0
+    assert main(["discard", str(run), "--out", str(run / "deployed")]) == 0
+    assert "holds this model already, with an older adapter_config.json; remove" in capsys.readouterr().out
+    assert main(["discard", str(run), "--merge", "--out", "plain"]) == 0
+    assert main(["export", str(run), "--quarantine", "quarantine", "--policy", "policy"]) == 0
+    for name in ("deployed", "quarantine", "policy"):
+        assert json.loads((tmp_path / name / "adapter_config.json").read_text())["base_model_name_or_path"] == base, name
+    for place in (tmp_path / "plain", run / "deployed"):
+        own = ["model.adapter.path=null"] if place.name == "plain" else []
+        assert main(["evaluate", str(place), *words[2:9], *own]) == 0
+    found = AutoModelForCausalLM.from_pretrained(base)
+    assert close(logits(PeftModel.from_pretrained(found, str(tmp_path / "deployed"))), before["deployed"])
+    assert main(["evaluate", str(run)]) == main(["resume", str(run), "trainer.max_steps=4"]) == 0
+    assert settings.replace("max_steps: 2", "max_steps: 4") == (run / "config.yaml").read_text()
+    assert json.loads((run / "deployed" / "adapter_config.json").read_text())["base_model_name_or_path"] == base
+    assert main(["rollback", str(run), "--step", "2", "out=back"]) == 0
+    assert (tmp_path / "back" / "deployed" / "README.md").exists()
 
 
 def resealed(run: Path, change) -> Path:

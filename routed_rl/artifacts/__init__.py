@@ -9,6 +9,7 @@ from routed_rl.artifacts.run import RunFolder, damage, require_seal, step_of
 from routed_rl.artifacts.whole import (
     ADAPTER,
     ADAPTER_CONFIG,
+    BASE,
     CARD,
     KEPT,
     ROBUSTIFIED,
@@ -24,7 +25,8 @@ from routed_rl.artifacts.whole import (
     write_text,
 )
 
-__all__ = ["ADAPTER", "ADAPTER_CONFIG", "CARD", "KEPT", "LOCK", "ROBUSTIFIED", "SEAL", "RunFolder", "alone_in", "alone_making",
-           "as_moved", "at_present", "broken_seal", "check_above", "check_file", "damage", "data_root", "find_data",
-           "first_nonfinite", "is_held", "json_lines", "left_root", "read_json", "read_object", "remove", "replacing",
-           "require_seal", "require_text", "resolve", "sealed_folder", "step_of", "sync", "write_json", "write_text"]
+__all__ = ["ADAPTER", "ADAPTER_CONFIG", "BASE", "CARD", "KEPT", "LOCK", "ROBUSTIFIED", "SEAL", "RunFolder", "alone_in",
+           "alone_making", "as_moved", "at_present", "broken_seal", "check_above", "check_file", "damage", "data_root",
+           "find_data", "first_nonfinite", "is_held", "json_lines", "left_root", "read_json", "read_object", "remove",
+           "replacing", "require_seal", "require_text", "resolve", "sealed_folder", "step_of", "sync", "write_json",
+           "write_text"]

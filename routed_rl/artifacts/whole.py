@@ -22,6 +22,8 @@ CARD = "README.md"
 
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 """The files of a stock PEFT adapter."""
+BASE = "base_model_name_or_path"
+"""The key of an adapter's settings that names its base model, a folder or a name on the hub."""
 
 KEPT = "kept.json"
 """The file in the folder of a deployed model that keeps shares of environments' parts. It records which shares are kept, why, and

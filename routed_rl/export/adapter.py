@@ -31,7 +31,7 @@ def export_quarantine(run: RunFolder, out: Path, environment: str | None = None,
         raise CheckpointError(f"the quarantine of {run.path} has rank 0 everywhere, so there is no adapter to write; "
                               "the policy is the deployed model: use `routed-rl discard`")
     if is_lora(checkpoint) and (kept is None or is_lora(kept)):
-        base = retained(checkpoint)[1]
+        base = run.base_for(retained(checkpoint)[1])
     else:
         base = str(kept.absolute() if kept else run.deployed if _is_deployed(run.deployed, checkpoint) else checkpoint)
     kind = {"transposed": is_transposed(checkpoint), "mixed": has_experts(checkpoint)}

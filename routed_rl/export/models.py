@@ -27,7 +27,7 @@ def discard_but(run: RunFolder, out: Path, parts: Mapping[str, Mapping[str, Any]
     targets = read_quarantine(checkpoint, shares) if any(shares.values()) else []
 
     def fill(folder: Path) -> None:
-        _copy_merged(checkpoint, folder, targets)
+        _copy_merged(run, checkpoint, folder, targets)
         write_json(folder / KEPT, {"step": step_of(checkpoint), "quarantine": hash_of(checkpoint), "parts": dict(parts)})
 
     return publish(out, fill, finish, step_of(checkpoint))
@@ -39,19 +39,20 @@ def merged_policy(run: RunFolder, out: Path, step: int | None = None, finish: Fi
     sealed."""
     checkpoint = run.require_checkpoint(step)
     targets = read_quarantine(checkpoint)
-    return publish(out, lambda folder: _copy_merged(checkpoint, folder, targets), finish, step_of(checkpoint))
+    return publish(out, lambda folder: _copy_merged(run, checkpoint, folder, targets), finish, step_of(checkpoint))
 
 
-def _copy_merged(checkpoint: Path, folder: Path, targets: list[StoredTarget]) -> None:
-    """Copy the stock files of `checkpoint` to `folder`, and add the quarantine of `targets` to the copies: to the weights and
-    biases, or, for a checkpoint with a LoRA, to the LoRA."""
-    copy_stock_files(checkpoint, folder)
+def _copy_merged(run: RunFolder, checkpoint: Path, folder: Path, targets: list[StoredTarget]) -> None:
+    """Copy the stock files of `checkpoint`, which belongs to `run`, to `folder`, and add the quarantine of `targets` to the
+    copies: to the weights and biases, or, for a checkpoint with a LoRA, to the LoRA."""
+    copy_stock_files(checkpoint, folder, run)
     if is_lora(checkpoint):
         if targets := [target for target in targets if target.write_DK.shape[1]]:
             from routed_rl.export.lora import retained, write_lora  # loads PEFT, which takes seconds
 
             own, base = retained(checkpoint)
-            write_lora(folder, own, targets, base, transposed=is_transposed(checkpoint), mixed=has_experts(checkpoint))
+            kind = {"transposed": is_transposed(checkpoint), "mixed": has_experts(checkpoint)}
+            write_lora(folder, own, targets, run.base_for(base), **kind)
         return
     weights, biases = defaultdict[str, list[StoredTarget]](list), dict[str, StoredTarget]()
     for target in targets:

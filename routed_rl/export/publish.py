@@ -7,7 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from routed_rl import console
-from routed_rl.artifacts import CARD, SEAL, alone_making, broken_seal, read_json, sealed_folder
+from routed_rl.artifacts import (
+    ADAPTER_CONFIG,
+    BASE,
+    CARD,
+    SEAL,
+    alone_making,
+    broken_seal,
+    read_json,
+    read_object,
+    sealed_folder,
+)
 from routed_rl.errors import RunFolderError
 
 Finish = Callable[[Path, int], None]
@@ -17,8 +27,8 @@ made."""
 
 def publish(out: Path, fill: Callable[[Path], None], finish: Finish | None = None, step: int = 0) -> Path:
     """Fill a new folder with `fill`, change it with `finish`, seal it and move it to `out`. `finish` also gets `step`. If `out`
-    exists with the same content, except for the model card, it stays as it is; RunFolderError if it has any other content. If
-    `out` is a link, it stays, and the folder to which it leads is written."""
+    exists with the same content, except for the model card and the place of an adapter's base model, it stays as it is;
+    RunFolderError if it has any other content. If `out` is a link, it stays, and the folder to which it leads is written."""
     out = Path(out).absolute()
     place = out.resolve() if out.is_symlink() else out
     fresh = place.with_name(f".{place.name}.new")
@@ -28,27 +38,32 @@ def publish(out: Path, fill: Callable[[Path], None], finish: Finish | None = Non
             if finish is not None:
                 finish(folder, step)
         if _is_taken(out):
-            sealed = read_json(fresh / SEAL)
+            sealed, content = read_json(fresh / SEAL), _content(fresh)
             shutil.rmtree(fresh)
-            refuse_foreign(out, sealed)
-            if read_json(out / SEAL) != sealed:
-                console.say(f"{out} holds this model already, with an older {CARD}; remove the folder to write it anew")
+            refuse_foreign(out, content)
+            if (there := read_json(out / SEAL)) != sealed:
+                older = " and ".join(name for name in (CARD, ADAPTER_CONFIG) if there.get(name) != sealed.get(name))
+                console.say(f"{out} holds this model already, with an older {older}; remove the folder to write it anew")
         else:
             os.replace(fresh, place)
     return out
 
 
-def refuse_foreign(out: Path, sealed: dict[str, Any] | None = None) -> None:
-    """Raise RunFolderError if `out` exists and was not written by `publish`. With `sealed`, the content of a seal, raise this
-    error also if the seal of `out` has other hashes, except for the model card."""
+def refuse_foreign(out: Path, content: dict[str, Any] | None = None) -> None:
+    """Raise RunFolderError if `out` exists and was not written by `publish`. With `content`, the result of `_content` for a
+    folder, raise this error also if `out` has another content than that folder."""
     if not _is_taken(out):
         return
-    if not out.is_dir() or broken_seal(out) or (sealed and _without_card(read_json(out / SEAL)) != _without_card(sealed)):
+    if not out.is_dir() or broken_seal(out) or (content and _content(out) != content):
         raise RunFolderError(f"{out} already holds something else; give another folder, or remove it")
 
 
-def _without_card(sealed: dict[str, Any]) -> dict[str, Any]:
-    return {name: entry for name, entry in sealed.items() if name != CARD}
+def _content(folder: Path) -> dict[str, Any]:
+    """The hashes of the files in a sealed folder. The model card is left out. Of an adapter's settings there are the values
+    instead of a hash, without the place of the base model."""
+    settings: dict[str, Any] = read_object(folder / ADAPTER_CONFIG, {}) or {}
+    return {name: entry for name, entry in read_json(folder / SEAL).items() if name != CARD} | {
+        ADAPTER_CONFIG: {name: value for name, value in settings.items() if name != BASE}}
 
 
 def _is_taken(out: Path) -> bool:

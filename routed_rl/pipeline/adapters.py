@@ -4,13 +4,10 @@ imported."""
 import dataclasses
 from pathlib import Path
 
-from routed_rl.artifacts import ADAPTER_CONFIG, read_object
+from routed_rl.artifacts import ADAPTER_CONFIG, BASE, RunFolder, read_object
 from routed_rl.config import Config
 from routed_rl.errors import ConfigError
 from routed_rl.report.card import hub_name, is_beside
-
-BASE = "base_model_name_or_path"
-"""The key of an adapter's settings that names its base model."""
 
 
 def is_adapter(place: str | Path) -> bool:
@@ -19,8 +16,9 @@ def is_adapter(place: str | Path) -> bool:
 
 
 def base_of(folder: Path) -> str:
-    """The base model of the adapter in `folder`, a folder or a name on the hub, as its settings name it. ConfigError if they name
-    none, or a folder that is not here, or if the adapter is no LoRA."""
+    """The base model of the adapter in `folder`, a folder or a name on the hub, as its settings name it. If they name RUN/base of
+    a run whose folder was moved, and the adapter lies in that run, this is RUN/base where it is now. ConfigError if they name no
+    model, or a folder that is not here, or if the adapter is no LoRA."""
     give = "give that model: model.path=BASE"
     settings = read_object(folder / ADAPTER_CONFIG, {BASE: str | None, "peft_type": str})
     if settings is None:
@@ -31,8 +29,18 @@ def base_of(folder: Path) -> str:
     if not (base := settings.get(BASE)):
         raise ConfigError(f"{folder} does not say on which model its LoRA goes; {give}")
     if not Path(base).expanduser().is_dir() and not base.startswith("gguf:") and hub_name(base) is None:
+        if (moved := _moved_base(folder, base)) is not None:
+            return moved
         raise ConfigError(f"the LoRA in {folder} goes on {base}, which is not here; {give}")
     return base
+
+
+def _moved_base(folder: Path, base: str) -> str | None:
+    """RUN/base of the run in which `folder`, its deployed model or a checkpoint, lies, if `base` is the place that RUN/base had
+    before; otherwise None."""
+    runs = [RunFolder(above) for above in folder.absolute().parents[:2]]
+    return next((str(run.base) for run in runs if run.config.exists() and run.base.is_dir() and run.base.name == Path(base).name),
+                None)
 
 
 def with_adapter(config: Config, folder: Path) -> Config:

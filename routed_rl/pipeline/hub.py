@@ -7,11 +7,10 @@ from tempfile import TemporaryDirectory
 from huggingface_hub import HfApi, ModelCard, get_token
 
 from routed_rl import console
-from routed_rl.artifacts import ADAPTER_CONFIG, CARD, KEPT, ROBUSTIFIED, SEAL, RunFolder, read_json, require_seal
+from routed_rl.artifacts import ADAPTER_CONFIG, BASE, CARD, KEPT, ROBUSTIFIED, SEAL, RunFolder, read_json, require_seal
 from routed_rl.errors import ConfigError, HubError, RunFolderError, command, reading
 from routed_rl.export.hub import Files, commit, fault_of, refuse_public, require_token
 from routed_rl.export.stock import discard
-from routed_rl.pipeline.adapters import BASE
 from routed_rl.pipeline.finishing import finishing
 from routed_rl.pipeline.older import refuse_older
 from routed_rl.report.card import DEPLOYED, POLICY, QUARANTINE, hub_name, without_paths

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from routed_rl import __version__
-from routed_rl.artifacts import RunFolder, as_moved, at_present, left_root, write_json, write_text
+from routed_rl.artifacts import RunFolder, as_moved, at_present, left_root, resolve, write_json, write_text
 from routed_rl.config import Config, from_mapping
 from routed_rl.config.checks import is_drawn
 from routed_rl.config.references import LATER, is_reference, mapped, refuse_secrets, resolved, resolved_at_once
@@ -71,8 +71,9 @@ def dated(config: Config, date: str | None = None) -> Config:
 
 def read_config(run: RunFolder) -> Config:
     """The settings of a run. A run that is older than the setting `model.date` gets the day on which it was made as its date. If
-    the package was moved since the run began, files that come with it have their present paths. RunFolderError if the settings or
-    the facts are damaged. ConfigError if a setting refers to an environment variable that is missing (for settings of
+    the package was moved since the run began, files that come with it have their present paths. A run whose folder was moved away
+    from the LoRA with which it began has its own copy of its base model (see `at_base`). RunFolderError if the settings or the
+    facts are damaged. ConfigError if a setting refers to an environment variable that is missing (for settings of
     environments this is noticed when they are built)."""
     facts = run.facts()
     run.halt()
@@ -80,12 +81,25 @@ def read_config(run: RunFolder) -> Config:
         settings = resolved_at_once(run.settings())
         if left := _left(settings):
             settings = mapped(settings, lambda _, value: at_present(value, left) if isinstance(value, str) else value)
-        return dated(from_mapping(as_it_was(settings)), facts.get("created"))
+        return at_base(dated(from_mapping(as_it_was(settings)), facts.get("created")), run)
     except ConfigError:
         raise
     except (TypeError, ValueError, AttributeError) as error:
         raise RunFolderError(f"{run.config} does not say what this run was ({error}); take it from another copy of the "
                              "folder") from error
+
+
+def at_base(config: Config, run: RunFolder) -> Config:
+    """`config`, the settings of a run or of its rollback. If the run has merged a LoRA into its base model, and the LoRA or that
+    model is no longer at its place, the base model is RUN/base, which holds the merged model."""
+    model, lora = config.model, config.model.adapter.path
+    if lora is None or not run.base.is_dir():
+        return config
+    places = [lora, model.path.removeprefix("gguf:")]
+    if all(Path(resolve(place)).exists() for place in places if Path(place).is_absolute()):  # other places are on the hub
+        return config
+    merged = dataclasses.replace(model, path=str(run.base), adapter=dataclasses.replace(model.adapter, path=None))
+    return dataclasses.replace(config, model=merged)
 
 
 def _left(settings: dict[str, Any]) -> str | None:

@@ -53,9 +53,9 @@ def rollback(folder: str, step: int, drop: list[str], forget: bool, overrides: l
             from routed_rl.pipeline.prepared import prepared
             from routed_rl.pipeline.train import go_on
 
-        refuse_changes(alike(was, wanted), wanted, FIXED, "rollback")
+        refuse_changes(alike(was, wanted), record.at_base(wanted, old), FIXED, "rollback")
         config.out = str(new.path)
-        parts, plan = prepared(config, new, before=old)
+        parts, plan = prepared(record.at_base(config, old), new, before=old)
         fresh, routed = record.trained_settings(was) != record.trained_settings(config), step > 0 and was.routing.mode != "none"
         after, has = [each.name for each in parts.trained], quarantined(old.checkpoint(step)) if routed else []
         kept = [] if forget else [name for name in has if name not in after]

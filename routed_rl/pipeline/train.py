@@ -69,10 +69,10 @@ def resume(folder: str, overrides: list[str], compose: Compose) -> Path:
             check_go_on(run, overrides)
             wanted = record.dated(compose([*record.read_overrides(run), *overrides]), config.model.date)
             wanted.out = config.out
-            refuse_changes(record.moved(config, wanted), wanted, FIXED_ON_RESUME, "resume")
+            refuse_changes(record.moved(config, wanted), record.at_base(wanted, run), FIXED_ON_RESUME, "resume")
             check_steps(run, wanted)
             config = wanted
-        parts, plan = prepared(config, run)
+        parts, plan = prepared(record.at_base(config, run), run)
         if overrides:
             record.write_config(run, config, [*record.read_overrides(run), *overrides])
     return go_on(parts, plan)

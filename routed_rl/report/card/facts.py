@@ -10,7 +10,7 @@ from typing import Any
 
 from safetensors import safe_open
 
-from routed_rl.artifacts import ADAPTER_CONFIG, KEPT, ROBUSTIFIED, SEAL, read_object
+from routed_rl.artifacts import ADAPTER_CONFIG, BASE, KEPT, ROBUSTIFIED, SEAL, read_object
 from routed_rl.config.references import masked
 from routed_rl.report.data import RunData
 from routed_rl.report.differences import Results
@@ -57,8 +57,7 @@ class Facts:
         """For a folder with a quarantine: whether the deployed model's LoRA must also be active when the quarantine is loaded.
         True if the run trained a LoRA, except if the quarantine belongs to a whole model that keeps parts of it: the weights of
         such a model contain the LoRA."""
-        base = (read_object(self.folder / ADAPTER_CONFIG, {"base_model_name_or_path": str}) or {}).get(
-            "base_model_name_or_path", "")
+        base = (read_object(self.folder / ADAPTER_CONFIG, {BASE: str}) or {}).get(BASE, "")
         return self.trains_lora and not (self.leaving.rest and (Path(base) / KEPT).exists())
 
     @property
