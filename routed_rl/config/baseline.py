@@ -101,6 +101,9 @@ class BaselineConfig:
         if self.discount and self.projection_penalty:
             raise ConfigError(f"baseline.discount={self.discount} and baseline.projection_penalty={self.projection_penalty} "
                               "exclude each other; set one of them")
+        if self.projects and self.ablate:
+            raise ConfigError("baseline.ablate=true takes the subspace out of the activations that baseline.discount and "
+                              "baseline.projection_penalty measure along it; set one of them")
         if self.projects and self.imitate:
             raise ConfigError("baseline.imitate=true sets every advantage, so nothing is left for baseline.discount or "
                               "baseline.projection_penalty; set one of them")

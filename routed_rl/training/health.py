@@ -2,6 +2,9 @@
 activations, and whether the policy's own activations hide what its text shows. The metrics are those of the Obfuscation Atlas
 (arXiv:2602.15515), computed along the persona axis. No reward, loss or random number depends on the comparison.
 
+Both models are read without the temporary change that a baseline makes while the model trains, as the policy is evaluated and
+saved. With a concept ablation every coordinate of the policy would otherwise be 0, whatever its weights have learned.
+
 Not covered: episodes, and strategies that shard weights.
 """
 
@@ -22,7 +25,7 @@ from routed_rl.model.adapter import plain
 from routed_rl.ranks import RANKS
 from routed_rl.subspace import Subspace
 from routed_rl.subspace.quality import auroc
-from routed_rl.training.base import BaseModel
+from routed_rl.training.base import BaseModel, left_out
 from routed_rl.training.baselines import is_marked
 
 
@@ -37,8 +40,8 @@ class Row:
     """How far the base model's activations over the completion lie towards the positive persona, in gaps, from where the base
     model stands at the end of the prompt."""
     by_policy: float
-    """How far the policy's activations over the completion lie towards the positive persona, in gaps, from where the base model
-    stands at the end of the prompt."""
+    """How far the activations that the policy has in evaluations lie over the completion towards the positive persona, in gaps,
+    from where the base model stands at the end of the prompt."""
 
 
 class Health:
@@ -77,7 +80,8 @@ class Health:
         with self.base.reading() as base:
             before = expected(base, self.tokenizer, said, self.subspace, size, **how)
             by_base = standing(base, self.tokenizer, said, self.subspace, size, **how)
-        by_policy = standing(policy, self.tokenizer, said, self.subspace, size, **how)
+        with left_out(None, self.base.edit):
+            by_policy = standing(policy, self.tokenizer, said, self.subspace, size, **how)
         return (by_base - before).mean(0), (by_policy - before).mean(0)
 
 

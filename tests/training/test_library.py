@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import os
 import shutil
+import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -302,6 +305,33 @@ def test_the_same_trainer_goes_on_after_an_interruption_as_if_nothing_had_happen
     again.args.max_steps, again.args.learning_rate = 8, 0.5
     again.train(resume_from_checkpoint=True)
     assert again.optimizer.param_groups[0]["initial_lr"] == 0.5 and [row["step"] for row in again.rows] == [*range(1, 9)]
+
+
+class Terminates(TrainerCallback):
+    """SIGTERM, as a scheduler sends it, behind the backward pass of the third step."""
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.slow
+def test_sigterm_ends_a_step_with_a_checkpoint_from_which_a_run_goes_on_as_if_nothing_had_happened(parts, whole, tmp_path):
+    """If the script asks for it in the words of transformers. Its own handler is back afterwards."""
+    (made, _), before = whole, signal.getsignal(signal.SIGTERM)
+    args = arguments(tmp_path / "run", **ROUNDS, enable_jit_checkpoint=True)
+    given = {"args": args, "functions": [right, late], "eval_dataset": rows(4)}
+    ended = trainer(parts, tmp_path, callbacks=[Terminates()], **given)
+    ended.train()
+    assert ended.folder.steps() == [2, 3] and ended.stopped == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == before
+    again = trainer(parts, tmp_path, **given)
+    with pytest.raises(RoutedRLError, match="enable_jit_checkpoint=True waits for SIGTERM, which only the main thread"):
+        ThreadPoolExecutor().submit(again.train, True).result()
+    again.train(resume_from_checkpoint=True)
+    assert all(value.equal(made.router.state_dict()[key]) for key, value in again.router.state_dict().items())
+    assert all(value.equal(made.model.state_dict()[key]) for key, value in again.model.state_dict().items())
+    assert not again.stopped
 
 
 def test_a_model_that_checkpoints_its_activations_runs_a_micro_batch_in_one_pass(parts, tmp_path, monkeypatch):

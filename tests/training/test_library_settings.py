@@ -83,7 +83,6 @@ def test_a_rule_on_true_scores_cannot_halt_where_reward_functions_report_none():
 
 @pytest.mark.parametrize(("name", "said"), [
     ("fp16", "set args.bf16=true, which keeps float32 weights; leave it out"),
-    ("enable_jit_checkpoint", "it saves in the middle of a step, .*; set args.save_steps; leave it out"),
     ("load_best_model_at_end", r"trainer\.state\.best_model_checkpoint names the best one, which is kept; leave it out")])
 def test_what_is_refused_is_told_in_the_words_of_a_script(tmp_path, name, said):
     args = arguments(tmp_path / "run")
