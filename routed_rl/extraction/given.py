@@ -1,5 +1,6 @@
 """Makes subspaces from vectors that were found elsewhere: decoder rows of an SAE, or vectors in a file."""
 
+import re
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
@@ -74,11 +75,17 @@ def from_file(job: Job) -> Callable[[], Subspace]:
 
 def wanted_of(job: Job, path: Path) -> Wanted:
     """Return what `read_vectors` must know of the job's model to read the file or adapter folder `path`."""
+    wanted = Wanted(job.layers, job.width, job.config.weakest, job.config.rank)
+    if not (path / ADAPTER_CONFIG).is_file():
+        return wanted
     row = family(job.model)
-    scaled = (path / ADAPTER_CONFIG).is_file() and (row.post_norms or row.scales)
     gains = {(writer.layer, writer.name.removeprefix(f"{row.layers}.{writer.layer}.")): writer.gain_D
-             for writer in (find_writers(job.model) if scaled else []) if writer.gain_D is not None}
-    return Wanted(job.layers, job.width, job.config.weakest, job.config.rank, gains)
+             for writer in (find_writers(job.model) if row.post_norms or row.scales else []) if writer.gain_D is not None}
+    writers = [re.escape(writer) for writer in row.writers if writer != row.experts]
+    if row.experts is not None:  # modules of their own, as some models store them
+        own = (f"{row.experts}.", ".down_proj")
+        writers += [rf"{re.escape(start)}\d+{re.escape(end)}" for start, end in {own, row.stored or own}]
+    return replace(wanted, stack=row.layers, writers=tuple(writers), mixture=row.experts, gains=gains)
 
 
 def ordinary_stream(job: Job) -> tuple[Callable[[], Reservoir], str]:

@@ -4,7 +4,7 @@ The last number in a vector's name is its layer. Not covered: adapters that are 
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,13 @@ class Wanted:
     rank: int | None
     """The largest number of directions that are taken from an adapter in each layer. None: all directions whose singular value is
     at least `weakest` times the largest."""
+    stack: str = "model.layers"
+    """For an adapter: the name of the model's list of layers."""
+    writers: tuple[str, ...] = ()
+    """For an adapter: regular expressions for the names of the writers in a layer."""
+    mixture: str | None = None
+    """For an adapter: the name in a layer of the module that holds the weights of all experts in one tensor; None if there is
+    none."""
     gains: Mapping[tuple[int, str], Tensor] = field(default_factory=dict[tuple[int, str], Tensor])
     """For an adapter: what the output of a writer is multiplied by before it is added to the stream, (D,), such as the gain of a
     norm behind it. Keys are the writer's layer and its name in the layer; for a writer that is missing it is 1."""
@@ -137,19 +144,38 @@ def _from_adapter(path: Path, wanted: Wanted) -> Vectors:
                             "(save_pretrained with path_initial_model_for_weight_conversion)"))
     tensors = load_file(file)
     changes: dict[int, list[Tensor]] = {}
-    for key, b in tensors.items():
-        a = tensors.get(key.replace("lora_B", "lora_A"))
-        place = re.search(r"\.(?:layers|h)\.(\d+)\.(.+)\.lora_B", key)
+    for key, (layer, name) in _places(tensors, wanted).items():
+        if name == wanted.mixture:
+            raise SubspaceError(f"adapter {path} changes the experts {name} by a LoRA on their common parameter, which cannot be "
+                                "read here; give an adapter without target_parameters")
         # Writers are found by name: a module whose output is as wide as the stream may also be a query, which is not added to it.
-        if "lora_B" in key and a is not None and place and re.search(r"\.(o_proj|down_proj|c_proj|out_proj)\.", key):
-            b = checked(f"{path}: {key}", b, (wanted.width, None), ANOTHER)
-            a = checked(f"{path}: lora_A of {key}", a, (b.shape[1], None), "take another copy")
-            gain = wanted.gains.get((int(place[1]), place[2]))
-            up = b if gain is None else gain.to(b).unsqueeze(1) * b
-            changes.setdefault(int(place[1]), []).append(_scaling(config, key, b.shape[1]) * (up @ a))
+        a = tensors.get(key.replace("lora_B", "lora_A"))
+        if a is None or not any(re.fullmatch(writer, name) for writer in wanted.writers):
+            continue
+        b = checked(f"{path}: {key}", tensors[key], (wanted.width, None), ANOTHER)
+        a = checked(f"{path}: lora_A of {key}", a, (b.shape[1], None), "take another copy")
+        gain = wanted.gains.get((layer, name))
+        up = b if gain is None else gain.to(b).unsqueeze(1) * b
+        changes.setdefault(layer, []).append(_scaling(config, key, b.shape[1]) * (up @ a))
     if not changes:
-        raise SubspaceError(f"adapter {path} changes no writer (o_proj, down_proj or c_proj), so it has no direction in the "
-                            "stream")
+        writers = ", ".join(writer.replace("\\", "") for writer in wanted.writers)
+        raise SubspaceError(f"adapter {path} changes no writer of the model ({writers}), so it has no direction in the stream")
+    return _strongest(path, changes, wanted)
+
+
+def _places(keys: Iterable[str], wanted: Wanted) -> dict[str, tuple[int, str]]:
+    """Return the layer, and the name in the layer, of each module that has a LoRA, by the name of its factor B. If there are
+    modules in the list of layers `wanted.stack`, no others count, because a model may have further lists, such as one that reads
+    images. Otherwise those in every list with the same last name count, because the adapter's model may hold this one."""
+    found: dict[str, tuple[int, str]] = {}
+    for stack in (wanted.stack, wanted.stack.rpartition(".")[2]):
+        found = found or {key: (int(place[1]), place[2].removesuffix(".base_layer")) for key in keys
+                          if (place := re.search(rf"\.{re.escape(stack)}\.(\d+)\.(.+)\.lora_B", key))}
+    return found
+
+
+def _strongest(path: Path, changes: dict[int, list[Tensor]], wanted: Wanted) -> Vectors:
+    """Return the strongest left singular vectors of the changes of each layer, put side by side. `path`: for messages."""
     found: Vectors = {}
     for layer, parts in sorted(changes.items()):
         change = checked(f"{path}: the change of layer {layer}", torch.cat(parts, dim=1), (wanted.width, None), "take another")

@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers.pytorch_utils import Conv1D
 
 from routed_rl import extract_subspace
 from routed_rl.config import SubspaceCheckConfig
@@ -15,9 +16,11 @@ from routed_rl.extraction.check import check, tables, verdicts
 from routed_rl.extraction.personas import persona_pairs
 from routed_rl.linalg import orthonormality_error
 from routed_rl.model.load import load_model, load_tokenizer
+from routed_rl.model.targets import family, find_writers
 from routed_rl.model.weights import model_hash
 from routed_rl.subspace import Subspace
 from tests import pipeline
+from tests.causal_models import tiny_causal
 from tests.chat import chat_config, chat_tokenizer
 from tests.families import tiny as tiny_model
 from tests.tiers import tiered
@@ -267,6 +270,40 @@ def test_the_axes_of_an_adapter_point_where_the_norm_behind_a_writer_lets_them(t
     gain = 1 + model.model.layers[1].post_feedforward_layernorm.weight.detach()
     stream = torch.nn.functional.normalize(gain.unsqueeze(1) * up, dim=0)
     assert float((found.directions[1].mT @ stream).abs()) > 1 - 1e-5 > float((stream.mT @ up / up.norm()).abs())
+
+
+@pytest.mark.parametrize("kind", tiered(["bloom", "biogpt", "codegen", "gpt2", "bamba", "gpt_neo"], quick=["biogpt"]))
+def test_an_adapter_is_read_at_the_writers_of_its_model_whatever_their_names(tmp_path, kind):
+    """And at no other module: each linear module of a layer has a LoRA."""
+    model, generator = tiny_causal(kind), torch.Generator().manual_seed(0)
+    layers = f"{family(model).layers}."
+    modules = {name: module for name, module in model.named_modules() if name.startswith(layers)
+               and isinstance(module, torch.nn.Linear | Conv1D)}
+    tensors = {}
+    for name, module in modules.items():
+        out, inside = module.weight.shape if isinstance(module, torch.nn.Linear) else module.weight.mT.shape
+        tensors |= {f"base_model.model.{name}.lora_B.weight": torch.randn(out, 1, generator=generator),
+                    f"base_model.model.{name}.lora_A.weight": torch.randn(1, inside, generator=generator)}
+    # As in a model that reads images too, whose layers there are called alike.
+    tensors |= {key.replace(layers, f"model.vision.{layers.rpartition('.')[0].rpartition('.')[2]}."): value.flip(0)
+                for key, value in tensors.items()}
+    save_file({key: value.contiguous() for key, value in tensors.items()}, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
+    pairs = [(f"bad add {number}", f"good add {number}") for number in range(4)]
+    found = extract_subspace(model, chat_tokenizer(""), pairs, method="file", path=str(tmp_path), rank=8)
+    for layer, basis in enumerate(found.directions):
+        names = [writer.name for writer in find_writers(model) if writer.layer == layer]
+        ups = [tensors[f"base_model.model.{name}.lora_B.weight"] for name in names]
+        assert basis.shape[1] == len(ups) > 1
+        torch.testing.assert_close(basis @ (basis.mT @ torch.cat(ups, 1)), torch.cat(ups, 1), rtol=1e-4, atol=1e-5)
+
+
+def test_a_lora_on_the_experts_common_parameter_is_refused(tmp_path):
+    key = "base_model.model.model.layers.1.mlp.experts.lora_"
+    save_file({f"{key}B.weight": torch.ones(16, 8), f"{key}A.weight": torch.ones(8, 24)}, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
+    with pytest.raises(SubspaceError, match="changes the experts mlp.experts by a LoRA on their common parameter, which"):
+        extract_subspace(tiny_model("mixtral"), chat_tokenizer(""), [("bad", "good")], method="file", path=str(tmp_path), rank=1)
 
 
 @pytest.mark.parametrize(("names", "only", "message"), [

@@ -157,7 +157,7 @@ def test_vectors_that_are_not_finite_or_lack_layers_are_refused_by_name(tmp_path
 
 
 def read(path, width: int = WIDTH, rank: int | None = None, layers: int = 12):
-    return read_vectors(path, Wanted(layers, width, 0.15, rank))
+    return read_vectors(path, Wanted(layers, width, 0.15, rank, writers=(r"self_attn\.o_proj", r"mlp\.down_proj")))
 
 
 def test_vectors_of_a_safetensors_file_belong_to_the_layer_their_name_ends_in(tmp_path):
