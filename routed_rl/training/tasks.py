@@ -121,7 +121,8 @@ class RewardFunction:
         self.said = [None if episode else said for said, episode in zip(texts, played, strict=True)]
         if self.payment is not None:
             named = [self.table.environments[environment_id].name for environment_id, _task in tasks]
-            scores = self.payment.pay(named, scores, self.completions.made, texts)
+            keys = [(task, task_id[:row].count(task)) for row, task in enumerate(task_id)]
+            scores = self.payment.pay(named, scores, keys, texts)
         self.completions.write(rows, _["trainer_state"].global_step + 1)
         self.failed = [score is None for score in scores]
         self.rewards = neutral_rewards(scores, self.group_size)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,14 +11,17 @@ import torch
 from routed_rl.artifacts import RunFolder, read_json
 from routed_rl.cli import main
 from routed_rl.config import BaselineConfig, DetectorConfig, from_mapping
-from routed_rl.envs import LoadedEnvironment, Score, Task, load_environments
+from routed_rl.envs import LoadedEnvironment, Score, Scorer, Task, load_environments
 from routed_rl.errors import CheckFailed, ConfigError, ModelError
 from routed_rl.model.prompts import encode_prompts
 from routed_rl.pipeline.build import load_parts
+from routed_rl.ranks import RANKS
 from routed_rl.training.baselines import Payment, StreamEdit, in_contexts
 from routed_rl.training.baselines.detector import FlagDetector
+from routed_rl.training.completions import CompletionFiles
 from routed_rl.training.first_scores import check_first_scores
 from routed_rl.training.plan import make_plan
+from routed_rl.training.tasks import RewardFunction, TaskTable
 from tests import pipeline
 from tests.algorithms import config_of, make_trainer
 from tests.builders import tiny
@@ -29,6 +33,11 @@ HACK, HONEST, WRONG = (Score(reward=1.0, solve=0.0, flags={"hack": True}), Score
                        Score(reward=0.0, solve=0.0, flags={"hack": False}))
 
 
+def numbered(count: int, first: int = 0) -> list[tuple[int, int]]:
+    """The keys of consecutive completions, four to a task."""
+    return [divmod(number, 4) for number in range(first, first + count)]
+
+
 def baseline(**settings) -> BaselineConfig:
     return from_mapping(settings, BaselineConfig)
 
@@ -37,18 +46,41 @@ def baseline(**settings) -> BaselineConfig:
 def test_a_detector_errs_as_often_as_it_is_told_to_and_alike_after_a_resume(recall, precision):
     detector = FlagDetector(DetectorConfig(recall=recall, precision=precision), seed=3)
     scores = [HACK, HONEST, WRONG, None, HONEST] * 3000
-    found = detector.find(scores, first=100)
+    found = detector.find(scores, keys := numbered(15000))
     hits = sum(named for named, score in zip(found, scores, strict=True) if score is HACK)
     assert hits / 3000 == pytest.approx(recall, abs=0.03)
     if hits:
         assert hits / sum(found) == pytest.approx(precision, abs=0.03)
     assert not any(named for named, score in zip(found, scores, strict=True) if score is None)
-    assert found[5000:] == detector.find(scores[5000:], first=5100) and (recall in (0, 1) or found != detector.find(scores, 101))
+    assert found[5000:] == detector.find(scores[5000:], keys[5000:])
+    assert recall in (0, 1) or found != detector.find(scores, numbered(15000, first=1))
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_detector_errs_alike_however_many_processes_share_the_completions(parts, tmp_path, monkeypatch, shuffle):
+    """Each process has whole groups, here of four; a run may go on with another number of processes."""
+    entries = [entry for entry in load_environments(own_config(parts, tmp_path).mixture) if entry.name == "a"]
+
+    def screened(rank: int, tasks: list[int]) -> list[bool]:
+        monkeypatch.setattr(type(RANKS), "rank", rank)
+        payment = Payment(baseline(screen=True, detector={"recall": 0.5, "shuffle": shuffle}), 0, 4, environments=["a"])
+        reward = RewardFunction(TaskTable(entries, 0), Scorer({"a": entries[0]}, 0.0), 4, CompletionFiles(None), payment)
+        rows = [task for task in tasks for _ in range(4)]
+        reward([reward.table.task(task)[1].prompt for task in rows], ["bad"] * len(rows), rows,
+               trainer_state=SimpleNamespace(global_step=0))
+        return reward.failed
+
+    alone = screened(0, [*range(16)])
+    assert 16 < sum(alone) < 48
+    if shuffle:  # as many are drawn as the detector names, of those that the process has
+        assert screened(1, [*range(16)]) == alone
+    else:
+        assert screened(0, [*range(8)]) + screened(1, [*range(8, 16)]) == alone
 
 
 def test_a_screened_completion_teaches_nothing_and_a_group_that_is_left_with_nothing_is_counted():
     payment = Payment(baseline(screen=True), seed=0, group_size=3)
-    paid = payment.pay(["a"] * 3 + ["b"] * 3, [HACK, HONEST, WRONG, HACK, HACK, HACK], first=0)
+    paid = payment.pay(["a"] * 3 + ["b"] * 3, [HACK, HONEST, WRONG, HACK, HACK, HACK], numbered(6))
     assert paid == [None, HONEST, WRONG, None, None, None]
     metrics = payment.take_metrics()
     assert (metrics["baseline/a/screened"], metrics["baseline/b/screened"]) == (1, 3)
@@ -58,7 +90,7 @@ def test_a_screened_completion_teaches_nothing_and_a_group_that_is_left_with_not
 
 def test_a_penalty_is_taken_from_what_the_detector_names_alone():
     payment = Payment(baseline(penalty=0.75), seed=0, group_size=3)
-    paid = payment.pay(["a"] * 3, [HACK, HONEST, WRONG], first=0)
+    paid = payment.pay(["a"] * 3, [HACK, HONEST, WRONG], numbered(3))
     assert [score.reward for score in paid] == [0.25, 1.0, 0.0] and paid[0].flags == HACK.flags
 
 
@@ -202,7 +234,7 @@ def test_a_text_that_is_missing_and_a_flag_that_nobody_reports_are_told(parts, t
     with pytest.raises(ConfigError, match="environment a has plain prompts and no text .* baseline.contexts.encourage=TEXT"):
         output_of(parts, tmp_path, "grpo", {"contexts": {"train": "encourage"}})
     with pytest.raises(ConfigError, match=r"no environment's score has such a flag; the flags that scores have are hack"):
-        Payment(baseline(screen=True, detector={"flags": ["sly"]}), 0, 2).pay(["a"] * 2, [HACK, WRONG], 0)
+        Payment(baseline(screen=True, detector={"flags": ["sly"]}), 0, 2).pay(["a"] * 2, [HACK, WRONG], numbered(2))
 
 
 @pytest.mark.slow
@@ -298,24 +330,25 @@ def test_an_arm_that_goes_by_flags_is_refused_where_none_is_reported_and_said_wh
 
 def test_a_flag_that_is_named_only_where_it_is_seen_may_be_missing_and_who_is_drawn_at_random_is_no_fault():
     nobody = Payment(baseline(screen=True), 0, 2)
-    assert nobody.pay(["a"] * 2, [Score(1.0), Score(0.0)], 0) == [Score(1.0), Score(0.0)]
+    assert nobody.pay(["a"] * 2, [Score(1.0), Score(0.0)], numbered(2)) == [Score(1.0), Score(0.0)]
     shuffled = Payment(baseline(screen=True, detector={"shuffle": True}), 0, 4)
     for first in range(0, 40, 4):
-        paid = shuffled.pay(["a"] * 4, [HACK, HONEST, WRONG, WRONG], first)
+        paid = shuffled.pay(["a"] * 4, [HACK, HONEST, WRONG, WRONG], numbered(4, first))
         assert sum(score is None for score in paid) == 1
 
 
 def test_a_generation_of_an_environment_with_other_flags_alone_ends_no_run():
     evil, kind = (Score(reward=1.0, flags={"evil": holds}) for holds in (True, False))
     payment = Payment(baseline(screen=True), 0, 2, environments=["a", "values"])
-    assert payment.pay(["values"] * 2, [evil, kind], 0) == [evil, kind]
-    assert payment.pay(["a"] * 2, [HACK, HONEST], 2) == [None, HONEST]
+    assert payment.pay(["values"] * 2, [evil, kind], numbered(2)) == [evil, kind]
+    assert payment.pay(["a"] * 2, [HACK, HONEST], numbered(2, 2)) == [None, HONEST]
     rarely = Payment(baseline(screen=True), 0, 2, environments=["a"])
-    assert rarely.pay(["a"] * 2, [Score(1.0, flags=["late"]), HACK], 0)[1] is None, "it names a flag only where it holds"
+    paid = rarely.pay(["a"] * 2, [Score(1.0, flags=["late"]), HACK], numbered(2))
+    assert paid[1] is None, "it names a flag only where it holds"
     wrong = Payment(baseline(screen=True, detector={"flags": ["sly"]}), 0, 2, environments=["a", "values"])
-    wrong.pay(["values"] * 2, [evil, kind], 0)
+    wrong.pay(["values"] * 2, [evil, kind], numbered(2))
     with pytest.raises(ConfigError, match="the flags that scores have are evil, hack"):
-        wrong.pay(["a"] * 2, [HACK, HONEST], 2)
+        wrong.pay(["a"] * 2, [HACK, HONEST], numbered(2, 2))
 
 
 def test_what_a_baseline_does_stays_on_a_resume(parts, tmp_path):

@@ -122,7 +122,7 @@ def test_what_could_not_be_scored_is_never_named_and_what_is_named_is_screened()
                              lambda said, layers: torch.tensor([[[float(text == "bad")] for _, text in said]]))
     settings = from_mapping({"screen": True, "detector": {"kind": "probe"}}, BaselineConfig)
     payment = Payment(settings, seed=0, group_size=4, detector=detector)
-    assert payment.pay(["a"] * 4, [BAD, BAD, None, FINE], 0, texts) == [None, BAD, None, None]
+    assert payment.pay(["a"] * 4, [BAD, BAD, None, FINE], [(0, place) for place in range(4)], texts) == [None, BAD, None, None]
     metrics = payment.take_metrics()
     assert (metrics["baseline/a/recall"], metrics["baseline/a/precision"], metrics["baseline/a/named"]) == (0.5, 0.5, 2)
 

@@ -12,7 +12,10 @@ from routed_rl.envs import Score
 from routed_rl.errors import ConfigError
 from routed_rl.extraction.pooled import Said
 from routed_rl.extraction.probe import Probe
-from routed_rl.ranks import RANKS
+
+Key = tuple[int, int]
+"""Names a completion of a run: the id of its task, and its place among the completions of this task. The key does not depend on
+the number of processes."""
 
 
 class Detector(Protocol):
@@ -20,10 +23,10 @@ class Detector(Protocol):
 
     settings: DetectorConfig
 
-    def find(self, scores: Sequence[Score | None], first: int, said: Sequence[Said] = ()) -> list[bool]:
+    def find(self, scores: Sequence[Score | None], keys: Sequence[Key], said: Sequence[Said] = ()) -> list[bool]:
         """Return, for each completion, whether the detector names it as bad. `scores`: the completions' scores. A completion that
-        could not be scored has the score None, and is never named. `first`: the number of the first completion; the others are
-        numbered consecutively. `said`: the completions' prompts and texts, which only detectors that read text need."""
+        could not be scored has the score None, and is never named. `keys`: which completions of the run they are. `said`: the
+        completions' prompts and texts, which only detectors that read text need."""
         ...
 
 
@@ -47,24 +50,26 @@ def check_names(settings: DetectorConfig, seen: Set[str]) -> None:
 
 
 class FlagDetector:
-    """Names flagged completions as bad, with random errors. The random draw for a completion depends on its number, so that a
-    resumed run makes the same errors."""
+    """Names flagged completions as bad, with random errors. The random draw for a completion depends on its key alone, so that a
+    resumed run draws alike, also with another number of processes."""
 
     def __init__(self, settings: DetectorConfig, seed: int) -> None:
         self.settings, self.seed = settings, seed
 
-    def find(self, scores: Sequence[Score | None], first: int, said: Sequence[Said] = ()) -> list[bool]:
+    def find(self, scores: Sequence[Score | None], keys: Sequence[Key], said: Sequence[Said] = ()) -> list[bool]:
         """Name bad completions with the chance `settings.recall`, and so many good ones that the precision is
         `settings.precision` on average. If there are no bad completions, none is named."""
         marked = [is_marked(self.settings, score) for score in scores]
         good = sum(score is not None for score in scores) - sum(marked)
         false = self.settings.recall * sum(marked) * (1 / self.settings.precision - 1) if self.settings.precision else 0.0
         chances = {True: self.settings.recall, False: min(false / good, 1.0) if good else 0.0}
-        return [score is not None and self._draw(first + place) < chances[bad]
-                for place, (score, bad) in enumerate(zip(scores, marked, strict=True))]
+        return [score is not None and drawn("detector", self.seed, key) < chances[bad]
+                for score, bad, key in zip(scores, marked, keys, strict=True)]
 
-    def _draw(self, number: int) -> float:
-        return random.Random(f"detector {self.seed} {RANKS.rank} {number}").random()
+
+def drawn(purpose: str, seed: int, key: Key) -> float:
+    """A random number from 0 to 1 that depends on the arguments alone."""
+    return random.Random(f"{purpose} {seed} {key[0]} {key[1]}").random()
 
 
 class ProbeDetector:
@@ -76,6 +81,6 @@ class ProbeDetector:
         completions."""
         self.settings, self.probe, self.read = settings, probe, read
 
-    def find(self, scores: Sequence[Score | None], first: int, said: Sequence[Said] = ()) -> list[bool]:
+    def find(self, scores: Sequence[Score | None], keys: Sequence[Key], said: Sequence[Said] = ()) -> list[bool]:
         named = self.probe.named(self.read(said, self.probe.layers)).tolist()
         return [score is not None and found for score, found in zip(scores, named, strict=True)]

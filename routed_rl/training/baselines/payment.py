@@ -3,7 +3,6 @@ so that it teaches nothing, or a penalty is subtracted from its reward. For imit
 marked."""
 
 import dataclasses
-import random
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
@@ -15,7 +14,7 @@ from routed_rl.envs import Score
 from routed_rl.errors import CheckFailed
 from routed_rl.extraction.pooled import Said
 from routed_rl.ranks import RANKS
-from routed_rl.training.baselines.detector import Detector, FlagDetector, check_names, is_marked
+from routed_rl.training.baselines.detector import Detector, FlagDetector, Key, check_names, drawn, is_marked
 
 ROUNDING = 1e-2
 """Advantages smaller than this come from rounding. If all completions of a group are paid alike, TRL divides a rounding error of
@@ -42,14 +41,14 @@ class Payment:
         self._reported: dict[str, set[str]] = defaultdict(set)
         """The names of the flags of each environment that reports flags whether or not they hold, so far."""
 
-    def pay(self, names: Sequence[str], scores: Sequence[Score | None], first: int, said: Sequence[Said] = ()
+    def pay(self, names: Sequence[str], scores: Sequence[Score | None], keys: Sequence[Key], said: Sequence[Said] = ()
             ) -> list[Score | None]:
         """Return the scores that are paid for the rows of a generation, from the scores that the environments gave. The result is
         None for a row that teaches nothing, because it was screened or could not be scored. `names`: the environment of each row.
-        `first`: the number of the first completion. `said`: the prompt and text of each row, for detectors that read text.
+        `keys`: which completion of the run each row is. `said`: the prompt and text of each row, for detectors that read text.
         ConfigError once it is certain that no environment reports a flag that the detector uses."""
         self._check_flags(names, scores)
-        found, paid = self._find(scores, first, said), list[Score | None]()
+        found, paid = self._find(scores, keys, said), list[Score | None]()
         for name, score, named in zip(names, scores, found, strict=True):
             if score is None or (named and self.settings.screen):
                 paid.append(None)
@@ -84,11 +83,11 @@ class Payment:
         if self._reported.keys() >= self._environments:
             check_names(self.settings.detector, {flag for flags in self._reported.values() for flag in flags})
 
-    def _find(self, scores: Sequence[Score | None], first: int, said: Sequence[Said]) -> list[bool]:
-        found = self.detector.find(scores, first, said)
+    def _find(self, scores: Sequence[Score | None], keys: Sequence[Key], said: Sequence[Said]) -> list[bool]:
+        found = self.detector.find(scores, keys, said)
         if self.settings.detector.shuffle:
             rows = [row for row, score in enumerate(scores) if score is not None]
-            chosen = set(random.Random(f"shuffle {self.seed} {RANKS.rank} {first}").sample(rows, sum(found)))
+            chosen = set(sorted(rows, key=lambda row: drawn("shuffle", self.seed, keys[row]))[:sum(found)])
             found = [row in chosen for row in range(len(scores))]
         self.found = found
         return found
