@@ -10,7 +10,7 @@ from routed_rl.errors import SubspaceError
 from routed_rl.extraction.contrast import check_ids, data_file, prompt_ids, read_lines
 from routed_rl.extraction.job import OWN, Job
 from routed_rl.extraction.personas import ask, persona_pairs, read_questions
-from routed_rl.extraction.responses import respond
+from routed_rl.extraction.responses import respond, why_silent
 from routed_rl.model.prompts import encode_prompts, ids_of
 from routed_rl.model.stream import eval_mode
 
@@ -31,9 +31,10 @@ def reference_answers(job: Job, method: str) -> tuple[list[Answers], str]:
     """Return the reference answers for the causal check, at most `check.answers` of them, and the name of their source; ([], "")
     if there is no source. `method`: the method that found the axes. If this method reads responses that the model writes itself,
     the model also writes the answers, to questions that the extraction does not use. If no such questions are left, or the user
-    has set a file of answers, they are read from a file."""
+    has set a file of answers, or no responses can be sampled of this model, they are read from a file."""
     path = job.config.answers_for(job.model_path)
-    if method in OWN and not job.config.answers and (spare := read_questions(job.config, None)[job.config.questions:]):
+    writes = method in OWN and not job.config.answers and why_silent(job.model, job.tokenizer) is None
+    if writes and (spare := read_questions(job.config, None)[job.config.questions:]):
         return (_written_by_the_model(job.changed(method=method), spare[: job.config.check.answers]),
                 "the model's own answers to questions that the axes have not seen")
     return (_from_file(job, path, "answers", slice(job.config.check.answers)), path) if path is not None else ([], "")

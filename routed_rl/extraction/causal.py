@@ -13,8 +13,9 @@ from torch import Tensor
 
 from routed_rl.errors import SubspaceError
 from routed_rl.extraction.answers import reference_answers
-from routed_rl.extraction.job import Job, Progress
+from routed_rl.extraction.job import OWN, Job, Progress
 from routed_rl.extraction.likelihood import Likelihood, pushed
+from routed_rl.extraction.responses import why_silent
 from routed_rl.linalg import random_basis
 from routed_rl.model.stream import eval_mode
 from routed_rl.subspace import Subspace
@@ -32,7 +33,9 @@ def causal_check(job: Job, subspace: Subspace, progress: Progress | None = None)
     check = job.config.check
     answers, source = reference_answers(job, subspace.provenance.method)
     if not answers:
-        return {"missing": f"no reference answers are known for {job.model_path}; set subspace.answers=FILE.jsonl"}
+        silent = why_silent(job.model, job.tokenizer) if subspace.provenance.method in OWN else None
+        why = silent or f"no reference answers are known for {job.model_path}; set "
+        return {"missing": f"{why}subspace.answers=FILE.jsonl"}
     layer = _layer(job, subspace)
     place = layer - (subspace.provenance.hook == "resid_pre")
     columns = [column for column in range(len(subspace.axis_names)) if subspace.axes[layer][:, column].any()][: check.axes]

@@ -31,12 +31,18 @@ class Respond:
 
 def require_responses(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """SubspaceError if `respond` cannot sample responses of this model."""
-    instead = "set subspace.tokens=prompt_end"
+    if (why := why_silent(model, tokenizer)) is not None:
+        raise SubspaceError(f"{why}subspace.tokens=prompt_end")
+
+
+def why_silent(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The reason why `respond` cannot sample responses of this model, up to the setting that helps; None if it can."""
     if "past_key_values" not in inspect.signature(model.forward).parameters:
-        raise SubspaceError(f"a {model.config.model_type} model does not keep its states in past_key_values, so no responses are "
-                            f"sampled from it; {instead}")
+        return (f"a {model.config.model_type} model does not keep its states in past_key_values, so no responses are sampled "
+                "from it; set ")
     if tokenizer.eos_token_id is None:
-        raise SubspaceError(f"the tokenizer has no eos token, so no response would end; set tokenizer.eos_token, or {instead}")
+        return "the tokenizer has no eos token, so no response would end; set tokenizer.eos_token, or set "
+    return None
 
 
 @torch.no_grad()

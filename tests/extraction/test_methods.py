@@ -298,6 +298,16 @@ def test_an_adapter_is_read_at_the_writers_of_its_model_whatever_their_names(tmp
         torch.testing.assert_close(basis @ (basis.mT @ torch.cat(ups, 1)), torch.cat(ups, 1), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_the_check_of_a_model_that_writes_no_responses_takes_answers_from_a_file_or_says_what_is_missing(settings, tiny):
+    model, tokenizer = tiny_causal("mamba"), chat_tokenizer()
+    missing, measured = (check(job, prepare(job)())["causal"] for job in (
+        Job(model, tokenizer, settings(method="assistant_axis", tokens="prompt_end", rank=1, answers=answers), "mamba", "", 0)
+        for answers in (None, str(tiny / "answers.jsonl"))))
+    assert missing["missing"].endswith("so no responses are sampled from it; set subspace.answers=FILE.jsonl")
+    assert measured["answers"] == 4
+
+
 def test_a_lora_on_the_experts_common_parameter_is_refused(tmp_path):
     key = "base_model.model.model.layers.1.mlp.experts.lora_"
     save_file({f"{key}B.weight": torch.ones(16, 8), f"{key}A.weight": torch.ones(8, 24)}, tmp_path / "adapter_model.safetensors")
