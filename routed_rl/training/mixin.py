@@ -19,6 +19,7 @@ from routed_rl.training.advantages import Advantages
 from routed_rl.training.backends import SHARED, check_alike, say_what_is_used, take_one_gpu
 from routed_rl.training.baselines import ContextsMixin, PromptContexts, StreamEdit, TraitAdapter
 from routed_rl.training.callback import RoutingCallback
+from routed_rl.training.copies import make_copyable
 from routed_rl.training.episodes import rollout_function
 from routed_rl.training.finite import FiniteCheck
 from routed_rl.training.health import Health
@@ -96,6 +97,7 @@ class RoutedTrainerMixin(StepMixin, ContextsMixin, PractisingMixin, LeanMixin, S
         elif beta:
             assert reference is not None, f"beta={beta} needs a reference model"
             use_reference(self, reference, beta)
+        make_copyable(self.model)  # pyright: ignore[reportAttributeAccessIssue]
         if served is not None and parity is not None:
             use_engine(self, served, parity, ahead=ahead)
 

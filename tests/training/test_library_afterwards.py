@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from contextlib import nullcontext
 from typing import Any
 
@@ -91,6 +92,31 @@ def test_routed_modules_run_on_the_device_to_which_the_model_was_moved(parts, su
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which does not know this device
     for target in made.quarantine.targets:
         assert target.module(torch.zeros(1, 2, target.weight.width, device="meta")).device.type == "meta"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [None, WRITERS], ids=["weights", "lora"])
+def test_a_deep_copy_of_the_trainers_model_is_a_policy_of_its_own(parts, subspace, tmp_path, lora):
+    """TRL has put a forward of its own on the original, and with a KL term routed_rl a `disable_adapter`."""
+    base = logits(load(parts)[0])
+    made = trainer(parts, tmp_path, subspace=subspace, peft_config=lora, args=arguments(tmp_path / "run", beta=0.1))
+    fill(made)
+    policy, first = logits(made.model), copy.deepcopy(made.model)
+    with made.quarantine.ablated():
+        assert not logits(made.model).equal(policy) and logits(copy.deepcopy(first)).equal(policy)
+    for twin in (first, copy.deepcopy(first)):
+        if lora is not None:
+            with twin.disable_adapter():
+                assert logits(twin).equal(base) and logits(made.model).equal(policy)
+            with made.model.disable_adapter():
+                assert logits(twin).equal(policy)
+    for change, left in ((made.model, first), (first, None)):
+        with torch.no_grad():
+            for parameter in change.parameters():
+                parameter.mul_(1.5)
+        assert not logits(change).equal(policy) and (left is None or logits(left).equal(policy))
+    made.quarantine.remove()
+    assert logits(twin).equal(policy)
 
 
 @pytest.mark.slow
