@@ -1,5 +1,6 @@
 """Built labs in folders of their own. Each is built once, and again only if its recipe or its code has changed."""
 
+import ast
 import dataclasses
 import hashlib
 import json
@@ -7,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 from lab_words import read_lab
@@ -26,11 +28,24 @@ def labs_folder() -> Path:
 
 
 def fingerprint(build: Build) -> str:
-    """A hash of everything on which a build depends, except the libraries and the machine."""
+    """A hash of everything on which a build depends, except the libraries and the machine. Comments, docstrings and the layout of
+    the code do not count."""
     digest = hashlib.sha256(json.dumps(dataclasses.asdict(build), sort_keys=True).encode())
     for name in SOURCES:
-        digest.update(Path(__file__).with_name(name).read_bytes())
+        digest.update(_code(Path(__file__).with_name(name).read_bytes()).encode())
     return digest.hexdigest()
+
+
+@cache
+def _code(source: bytes) -> str:
+    return ast.unparse(_WithoutTexts().visit(ast.parse(source)))
+
+
+class _WithoutTexts(ast.NodeTransformer):
+    """Leaves out statements that are only a text, such as docstrings."""
+
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
+        return None if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str) else node
 
 
 def cached(build: Build, folder: Path, make: Callable[[Build, Path], None] = write) -> bool:

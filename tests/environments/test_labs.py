@@ -160,6 +160,23 @@ def test_a_build_is_made_once_and_again_when_its_recipe_or_code_changes(tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["lab"]
 
 
+def test_words_about_the_code_rebuild_no_lab_and_a_change_of_it_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in cache.SOURCES:
+        (tmp_path / name).write_bytes(Path(cache.__file__).with_name(name).read_bytes())
+    monkeypatch.setattr(cache, "__file__", str(tmp_path / "cache.py"))
+    source, before = tmp_path / "corpus.py", fingerprint(TINY)
+    code = source.read_text() + '\n\ndef longest() -> int:\n    """In words."""\n    return 40  # of a line\n'
+    source.write_text(code)
+    longer = fingerprint(TINY)
+    assert longer != before
+    for same in (code.replace("In words.", "In other words."), code.replace("  # of a line", ""), f"# A remark.\n\n{code}"):
+        source.write_text(same)
+        assert same != code and fingerprint(TINY) == longer
+    for other in (code.replace("return 40", "return 41"), code.replace("return 40", "return 40.0"), code.replace("40", '"40"')):
+        source.write_text(other)
+        assert fingerprint(TINY) not in (longer, before)
+
+
 def test_a_build_that_fails_leaves_what_was_there_and_nothing_else(tmp_path: Path) -> None:
     def fail(build: Build, place: Path) -> None:
         (place / "model").mkdir()
