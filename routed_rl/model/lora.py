@@ -7,7 +7,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 from peft import LoraConfig, PeftType
 from peft.tuners.tuners_utils import check_target_module_exists
@@ -65,6 +65,10 @@ def lora_config(model: PreTrainedModel, config: AdapterConfig, writers: list[Wri
     linear, names = _linear(model, writers), config.target_modules
     if names == "all-linear" and (_mixes(writers) or model.config.model_type in UNCALLED):
         names = sorted({name.rpartition(".")[2] for name in linear})
+    if _language(model):  # PEFT would take the names for modules of the other parts too
+        matched = [[full for full in linear if f".{full}".endswith(f".{each}")] or [each]
+                   for each in (linear if names == "all-linear" else names)]
+        names = list(dict.fromkeys(name for those in matched for name in those))
     with reading(ConfigError, f"model.adapter.options={config.options}"):
         lora = LoraConfig(task_type="CAUSAL_LM", r=config.r, use_rslora=config.rslora,
                           lora_alpha=cast(int, config.r if config.alpha is None else config.alpha),
@@ -140,15 +144,40 @@ def _modules(model: PreTrainedModel) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if not re.search(r"\.(base_layer|lora_\w+)(\.|$)", name)}
 
 
+def _language(model: PreTrainedModel) -> str:
+    """Return the beginning of the names of the modules of the language model in a model that has other parts too, such as one
+    that reads images; empty for a model of text alone."""
+    if model.config.get_text_config() is model.config:
+        return ""
+    decoder = model.get_decoder()
+    return next((f"{name}." for name, module in model.named_modules() if name and module is decoder), "")
+
+
 def _linear(model: PreTrainedModel, writers: list[Writer]) -> dict[str, Any]:
-    """Return the linear modules that can have a LoRA, by name. The unembedding and the modules in `UNCALLED` are left out,
-    because their weights are read without the modules being called. In a model with mixtures of experts all MLPs are left out,
-    because PEFT would put a LoRA on the experts."""
-    uncalled = UNCALLED.get(model.config.model_type, ())
+    """Return the linear modules that can have a LoRA, by name. Modules outside the language model are left out, because no text
+    goes through them. The unembedding and the modules in `UNCALLED` are left out, because their weights are read without the
+    modules being called. In a model with mixtures of experts all MLPs are left out, because PEFT would put a LoRA on the
+    experts."""
+    uncalled, language = UNCALLED.get(model.config.model_type, ()), _language(model)
     return {name: own for name, module in _modules(model).items()
-            if isinstance(own := getattr(module, "base_layer", module), (nn.Linear, Conv1D))
+            if name.startswith(language) and isinstance(own := getattr(module, "base_layer", module), (nn.Linear, Conv1D))
             and module is not model.get_output_embeddings() and name.rpartition(".")[2] not in uncalled
             and not (_mixes(writers) and ".mlp." in name)}
+
+
+def _others(model: PreTrainedModel) -> list[str]:
+    """Return the names of the linear modules outside the language model, without the unembedding."""
+    language = _language(model)
+    linear = [name for name, module in _modules(model).items() if isinstance(getattr(module, "base_layer", module),
+                                                                             (nn.Linear, Conv1D))
+              and module is not model.get_output_embeddings()]
+    return [name for name in linear if language and not name.startswith(language)]
+
+
+def _refuse_others(setting: str, others: set[str], model: PreTrainedModel, known: str) -> NoReturn:
+    pattern = rf"{re.escape(_language(model))}.*\.({known.replace(', ', '|')})"
+    raise ConfigError(f"{setting} would put a LoRA on {min(others)}, outside the language model, through which no text goes, so "
+                      f"it would learn nothing; set it to r'{pattern}'")
 
 
 def _targets(lora: LoraConfig, model: PreTrainedModel, linear: dict[str, Any], named: Callable[[str], str], *, mixes: bool
@@ -169,10 +198,18 @@ def _targets(lora: LoraConfig, model: PreTrainedModel, linear: dict[str, Any], n
     if everything and (uncalled := UNCALLED.get(model.config.model_type)):
         raise ConfigError(f"{name}={wanted} would put a LoRA on {uncalled[0]}, which PEFT refuses for models of type "
                           f"{model.config.model_type}; set it to a list of {known}")
+    others = _others(model)
+    with reading(ConfigError, f"{named('exclude_modules')}={lora.exclude_modules}"):
+        trained = set(_matched(others, set(others), lora.exclude_modules))
     chosen = dict.fromkeys(linear) if everything else dict[str, None]()
+    if everything and trained:
+        _refuse_others(f"{name}={wanted}", trained, model, known)
     for each in () if everything else [wanted] if isinstance(wanted, str) else wanted:
         with reading(ConfigError, f"{name}={each}"):
             hit = _matched(_modules(model), each if isinstance(wanted, str) else {each}, None)
+        if trained & set(hit):
+            _refuse_others(f"{name}={each}", trained & set(hit), model, known)
+        hit = [found for found in hit if found not in others]
         if not hit or not set(hit) <= linear.keys():
             raise ConfigError(f"{name}={each} is no linear layer that a LoRA can be put on here; there is {known}")
         chosen |= dict.fromkeys(hit)

@@ -1,8 +1,11 @@
 """A LoRA put on a model: what it is put on, that it begins at the base model, and settings that are refused in one line."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from routed_rl.artifacts import data_root
 from routed_rl.cli.compose import compose
@@ -135,6 +138,35 @@ def test_a_mixture_of_experts_has_its_lora_on_the_attention():
 
 
 @pytest.mark.slow
+def reads_images() -> LlavaForConditionalGeneration:
+    text = LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4)
+    vision = CLIPVisionConfig(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=8,
+                              patch_size=4)
+    return LlavaForConditionalGeneration(LlavaConfig(text_config=text, vision_config=vision, image_token_index=63))
+
+
+@pytest.mark.parametrize(("wanted", "count"), [("all-linear", 21), (["q_proj", "mlp.down_proj"], 6)])
+def test_in_a_model_that_reads_images_too_all_of_a_lora_learns_from_texts(wanted, count):
+    """Its layers for images have modules of the same names."""
+    model = reads_images()
+    attach(model, AdapterConfig(kind="lora", r=2, target_modules=wanted), [], 0)
+    learned = factors(model)
+    model(input_ids=torch.tensor([[5, 6, 7]])).logits.sum().backward()
+    assert len(learned) == 2 * count and all(parameter.grad is not None for parameter in learned.values())
+
+
+@pytest.mark.parametrize(("settings", "said"), [
+    ({"target_modules": "all-linear"}, r"all-linear would put a LoRA on model\.multi_modal_projector\.linear_1, outside"),
+    ({"target_modules": ["v_proj"]}, r"v_proj would put a LoRA on model\.vision_tower\..*; set it to r'model\\.language_model"),
+    ({"target_modules": ["v_proj"], "exclude_modules": r".*vision.*"}, None),
+    ({"target_modules": r"model\.language_model\..*\.(v_proj|down_proj)"}, None)])
+def test_a_lora_config_for_layers_that_no_text_goes_through_is_refused(settings, said):
+    model, lora = reads_images(), LoraConfig(r=2, **settings)
+    with pytest.raises(ConfigError, match=said) if said else nullcontext():
+        found = check_lora(lora, model, [], lambda key: f"peft_config.{key}")
+        assert len(found) in (3, 6) and all(name.startswith("model.language_model.") for name in found)
+
+
 def test_what_peft_refuses_in_a_mamba_has_no_lora_and_the_rest_has_one():
     model = tiny_causal("mamba")
     wrapped = attach(model, AdapterConfig(kind="lora", r=2), find_writers(model), 0)
