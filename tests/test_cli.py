@@ -26,6 +26,7 @@ from routed_rl.cli.words import paths
 from routed_rl.config import AuditConfig, FilterConfig
 from routed_rl.config.robust import RelearnConfig, RobustifyConfig
 from routed_rl.errors import ConfigError, SubspaceError, Unread
+from routed_rl.multirun.arms import ARMS, DETECTING
 from tests.parts import ENVIRONMENT
 
 CLI = [sys.executable, "-m", "routed_rl.cli"]
@@ -240,6 +241,22 @@ def test_a_comma_in_a_list_belongs_to_the_detectors_setting(engine):
     assert compose(engine[-1][1][0]).baseline.detector.flags == ["hack", "evil"]
 
 
+@pytest.mark.slow
+def test_a_setting_of_the_detector_is_taken_where_one_arm_the_health_or_the_attacks_read_it(engine):
+    for argv in (["--arms", "none,labels", "--detector", "recall=.5"],
+                 ["--arms", "route", "--detector", "flags=[lie]", "--relearn", "code"],
+                 ["--arms", "none", "--detector", "flags=[lie]", "monitor.health=5"],
+                 ["--arms", "screen", "baseline.detector.kind=probe", "--detector", "fpr=.1"]):
+        assert main(["compare", *argv, "--out", "D"]) == 0
+    assert len(engine) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arm", ARMS)
+def test_the_arms_that_ask_a_detector_are_listed_as_such(arm):
+    assert compose(ARMS[arm]).asks_detector == (arm in DETECTING)
+
+
 def test_a_filter_passes_on_its_options(engine):
     assert main(["filter", "RUN", "--out", "F", "--subspace", "D", "--max-shift", ".5", "--layers", "1,2", "--force"]) == 0
     assert engine[-1][1:] == (("RUN", FilterConfig(subspace="D", max_shift=0.5, layers=[1, 2]), "F"), {"force": True})
@@ -349,6 +366,19 @@ def test_a_lora_that_cannot_be_put_on_a_model_is_refused_in_one_line(engine, tmp
     (["compare", "+routing=labels", "--out", "D"], "+routing=labels does nothing here, because --arms none,observe,route"),
     (["compare", "trainer.beta=.1", "--arms", "kl", "--out", "D"], "because --arms kl says it"),
     (["compare", "--arms", "oracle_filter", "--detector", "recall=.5", "--out", "D"], "because --arms oracle_filter says it"),
+    (["compare", "--arms", "none,route", "--detector", "recall=.5", "--out", "D"],
+     "--detector recall=.5 does nothing, because none of --arms none,route reads it; add one of labels, labels_random, "
+     "labels_unrouted, screen, penalty to --arms, or leave --detector recall=.5 out"),
+    pytest.param(["compare", "--arms", "none,oracle_filter", "--detector", "recall=.5", "--out", "D"],
+                 "none of --arms none,oracle_filter reads it", marks=pytest.mark.slow),
+    (["compare", "--arms", "screen", "--detector", "labels=9", "--out", "D"],
+     "--detector labels=9 does nothing with kind=flags; leave labels out, or set --detector kind=probe"),
+    (["compare", "--arms", "none", "--relearn", "code", "--flag", "a", "--detector", "flags=[b]", "--out", "D"], "none reads it"),
+    (["compare", "--arms", "none,control", "--ranks", "2", "--out", "D"],
+     "--ranks 2 does nothing, because it is for the arm route and --arms is none,control; add route to --arms, or leave --ranks"),
+    (["sweep", "seed=0,1", "sweep.trials=5"], "sweep.trials=5 does nothing with sweep=grid, which tries every combination"),
+    (["sweep", "seed=0,1", "sweep.direction=minimize"], "sweep.direction=minimize does nothing without an objective; set"),
+    (["sweep", "seed=0,1", "sweep.prune.after_steps=9"], "sweep.prune.after_steps=9 does nothing where no trial ends early; set"),
     (["relearn", "MODEL", "trainer.max_steps=5", "--env", "a", "--json", "F"],
      "trainer.max_steps=5 does nothing here, because --steps 60 says it"),
     (["relearn", "MODEL", "trainer.learning_rate=1", "--env", "a", "--json", "F"], "because --rates R says it"),

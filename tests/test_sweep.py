@@ -89,6 +89,8 @@ def test_a_list_in_brackets_is_one_value():
     (["seed=0,1", "sweep.objective=[a,b]"], "one direction for each"),
     (["seed=0,1", "sweep.objective=models.deployed.sum.solve"], "sum is none of code, sums, values"),
     (["seed=0,1", "sweep.objective=model.x"], "model is none of models, att"),
+    pytest.param(["baseline.detector.recall=.5,1"], "baseline.detector.recall=0.5,1: no trial reads it; set baseline=screen or",
+                 marks=pytest.mark.slow),
     (["evaluation.samples=0,8", "sweep.objective=models.base.sums.solve"], "needs an evaluation"),
     (["seed=0,1", "routing.mode=rout"], "choose from"),
     (["seed=0,1", "sweep.prune.metric=x"], "sweep.prune.metric needs sweep=optuna"),

@@ -10,6 +10,7 @@ from routed_rl.cli.hardening import attacks, experiment
 from routed_rl.cli.hardening import relearn as relearn  # a verb
 from routed_rl.cli.paths import from_anywhere
 from routed_rl.cli.space import split
+from routed_rl.cli.unused import ranks_to_run, refuse_unused_detector, refuse_unused_sweep
 from routed_rl.cli.words import assigned, names, numbers, paths, refuse_fixed, shares
 from routed_rl.errors import ConfigError
 from routed_rl.importing import importing
@@ -68,7 +69,7 @@ def compare(given: Namespace) -> None:
     if given.seeds < 1 or given.jobs < 1 or not arms:
         raise ConfigError(f"compare needs at least one arm, seed and job, got --arms {given.arms!r} "
                           f"--seeds {given.seeds} --jobs {given.jobs}")
-    ranks = numbers("--ranks", given.ranks, int, "1,3,8")
+    ranks = numbers("--ranks", ranks_to_run(given, arms), int, "1,3,8")
     for option in ("rates", "flag"):
         if given.relearn is None and (value := getattr(given, option)) is not None:
             raise ConfigError(f"--{option} {value} is for --relearn ENV; give that too, or leave it out")
@@ -85,6 +86,7 @@ def compare(given: Namespace) -> None:
         f"baseline.detector.{key}": f"--detector {text}" for key, text in zip(keys, detector, strict=True)})
     of_detector = [f"baseline.detector.{text}" for text in detector]
     refuse_fixed([*given.typed, *of_detector], dict.fromkeys(set_by_all(arms) | {"name"}, f"--arms {given.arms}"))
+    refuse_unused_detector(given, detector, arms)
     with importing():
         from routed_rl.multirun.compare import compare as compare_arms
 
@@ -99,10 +101,12 @@ def compare(given: Namespace) -> None:
 
 def sweep(given: Namespace) -> None:
     refuse_fixed(given.typed, {"name": "the number of each trial"})
+    fixed, dimensions = split(from_anywhere(given.overrides))
+    refuse_unused_sweep(given.typed, compose(fixed).sweep)
     with importing():
         from routed_rl.multirun.sweep import sweep as sweep_space
 
-    sweep_space(*split(from_anywhere(given.overrides)), compose, dry_run=given.dry_run)
+    sweep_space(fixed, dimensions, compose, dry_run=given.dry_run)
 
 
 def calibrate(given: Namespace) -> None:

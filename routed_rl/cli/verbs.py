@@ -99,7 +99,7 @@ VERBS: dict[str, Verb] = {
         option("--out", required=True, metavar="DIR", help="where the runs go; again, it goes on where it stopped"), JOBS,
         option("--labs", metavar="NAME[,NAME]", help="compare on each of these persona labs, which are built first if need be, "
                                                      "with one table: all, or shipped,gpt2,..."),
-        option("--ranks", default="1,3,8", help="also run `route` at these ranks; default: 1,3,8; \"\" for none"),
+        option("--ranks", help="also run `route` at these ranks; default: 1,3,8; \"\" for none"),
         option("--detector", metavar="KEY=VALUE[,..]", help="baseline.detector, for all arms: recall=.5, or kind=probe"),
         option("--relearn", metavar="ENV", help="also attack what each run has deployed: updates until ENV is gamed again"),
         FLAG, RATES)),

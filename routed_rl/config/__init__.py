@@ -115,6 +115,13 @@ class Config:
         return self.asks_detector and self.baseline.detector.kind == PROBE
 
     @property
+    def read_of_detector(self) -> set[str]:
+        """The names of those settings of `baseline.detector` that change what training does, or what its metrics say."""
+        of_kind = {"labels", "pool", "fpr", "layers"} if self.baseline.detector.kind == PROBE else {"recall", "precision"}
+        by_health = {"flags"} if self.monitor.health > 0 else set[str]()
+        return by_health | ({"kind", "flags", "shuffle"} | of_kind if self.asks_detector else set[str]())
+
+    @property
     def reads_base(self) -> bool:
         """Whether the base model reads completions during training. If the weights are trained, a copy of the base model is
         needed for that."""

@@ -42,9 +42,17 @@ ARMS: dict[str, list[str]] = {
 arm `practice_all` is there for contrast: environments that pay for gaming their check practise too, so the behaviour for which
 they pay reaches the deployed model."""
 
+DETECTING = ("labels", "labels_random", "labels_unrouted", "oracle_filter", "screen", "penalty")
+"""The arms that ask a detector about completions."""
+
 
 def set_by_all(arms: list[str]) -> set[str]:
     """The settings that each of `arms` sets to a value of its own, so that a value of the user's would do nothing. The choice
     `routing` counts as such a setting where `routing.mode` does, because it sets nothing else."""
     found = set.intersection(*({text.partition("=")[0] for text in ARMS.get(arm, [])} for arm in arms))
     return found | {"routing"} if "routing.mode" in found else found
+
+
+def sets(arm: str, key: str) -> bool:
+    """Whether the arm sets `key` to a value of its own, so that a value of the user's would do nothing in it."""
+    return any(text.startswith(f"{key}=") for text in ARMS[arm])

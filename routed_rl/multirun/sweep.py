@@ -31,7 +31,16 @@ class Grid:
         keys = [each.key for each in dimensions]
         points = itertools.product(*(each.values for each in dimensions))
         self.trials = [plan.trial(number, dict(zip(keys, point, strict=True))) for number, point in enumerate(points)]
+        self._refuse_unread(dimensions)
         self.settings, self.problems = settings, dict[str, str]()
+
+    def _refuse_unread(self, dimensions: list[Dimension]) -> None:
+        """Raise ConfigError if settings of the detector are varied that no trial reads, because all trials would be alike."""
+        for each in dimensions:
+            section, _, name = each.key.rpartition(".")
+            if section == "baseline.detector" and not any(name in trial.config.read_of_detector for trial in self.trials):
+                raise ConfigError(f"{each}: no trial reads it; set baseline=screen or baseline=penalty, or routing=labels"
+                                  f"{', or another baseline.detector.kind' * (name != 'kind')}, or leave it out")
 
     def jobs(self) -> tuple[int, Iterator[Job]]:
         """How many trials are still to be run, and an iterator over them."""
