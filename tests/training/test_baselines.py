@@ -211,6 +211,7 @@ def test_steering_pushes_every_layer_by_so_many_gaps_along_the_persona(parts):
     ({"penalty": -1.0}, "baseline.penalty must be a number >= 0, got -1"),
     ({"penalty": 1.0, "screen": True}, "exclude each other"),
     ({"penalty": 1.0, "imitate": True}, "exclude each other"),
+    ({"ablate": True, "discount": 1.0}, "takes the subspace out of the activations that baseline.discount"),
     ({"contexts": {"train": "hostile"}}, "baseline.contexts.train=hostile is not known; choose from neutral, encourage, disc"),
     ({"contexts": {"encourage": ""}}, "baseline.contexts.encourage is empty"),
 ])

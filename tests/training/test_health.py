@@ -12,9 +12,11 @@ from safetensors.torch import load_file
 from routed_rl.artifacts import RunFolder
 from routed_rl.config import MonitorConfig, from_mapping
 from routed_rl.errors import ConfigError
+from routed_rl.model.adapter import plain
 from routed_rl.pipeline.build import load_parts, make_subspace
 from routed_rl.tracking import METRICS, MetricsFile
 from routed_rl.training.base import BaseModel
+from routed_rl.training.baselines import StreamEdit
 from routed_rl.training.health import Health, Row, metrics_of
 from routed_rl.training.plan import make_plan
 from tests import pipeline
@@ -84,6 +86,19 @@ def test_the_sample_is_spread_over_the_rows_and_what_cannot_be_read_is_left_out(
     assert health.measure(loaded.learner, names, [None] * 12, scores) == {}
     assert [step for step in range(9) if health.due(step)] == [3, 7]
     assert [step for step in range(0, 12, 3) if Health(config, health.subspace, base, loaded.tokenizer, 3).due(step)] == [3, 6, 9]
+
+
+@pytest.mark.parametrize("settings", [{"ablate": True}, {"steer": 0.5}])
+def test_the_policy_is_read_without_what_an_arm_does_to_its_stream_while_it_trains(parts, settings):
+    config = own_config(parts, "nowhere", monitor={"health": 1}, baseline=settings, routing={"mode": "none"})
+    loaded = load_parts(config)
+    subspace = make_subspace(loaded)
+    edit = StreamEdit(plain(loaded.learner), config.baseline, subspace)
+    health = Health(config, subspace, BaseModel(loaded.learner, config, None, edit), loaded.tokenizer, span=1)
+    edit.on()
+    found = health.measure(loaded.learner, ["a"] * 4, [(f"add {place} 2 =", "bad") for place in range(4)], [BAD, FINE] * 2)
+    assert found["health/obfuscated_activations"] == 0, "its weights are those of the base model"
+    assert found["health/auroc_policy"] == found["health/auroc_base"] and edit.is_on, "the step goes on with it"
 
 
 @pytest.mark.parametrize(("settings", "said"), [({"health": -1}, "monitor.health must be a number >= 0, got -1"),
