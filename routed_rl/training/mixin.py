@@ -123,11 +123,19 @@ class RoutedTrainerMixin(StepMixin, ContextsMixin, PractisingMixin, LeanMixin, S
         if self.advantages is not None:
             with self.rolling_out(chosen):
                 self.advantages.remake(output, self.accelerator.unwrap_model(self.model), ids, self.rows_of)  # pyright: ignore
+        self._leave_out_screened(output)
         if self.practice:
             output["practising"] = torch.tensor(chosen, device=device)
         if self.health is not None and self.health.due(self.state.global_step):  # pyright: ignore[reportAttributeAccessIssue]
             self._compare(self.health)
         return output
+
+    def _leave_out_screened(self, output: dict[str, Any]) -> None:
+        """Take the tokens of screened rows out of a loss to which rows of advantage 0 add a term of their own, such as a KL.
+        `output`: TRL's dict of a generation's tensors. RLOO's loss has no such term."""
+        payment, has_terms = self.reward.payment, hasattr(self, "loss_type")
+        if payment is not None and has_terms and (self._every_row_teaches() or self._reads_entropy()):
+            output["completion_mask"][torch.tensor(payment.screened, device=output["completion_mask"].device)] = 0
 
     def _compare(self, health: Health) -> None:
         """Compare how the base model and the policy read the newest generation, and add the result to the metrics."""

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import torch
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
+from routed_rl.ranks import RANKS
 from routed_rl.training.mixin import RoutedTrainerMixin
 from routed_rl.training.ppo import PPOConfig, PPOTrainer
+from routed_rl.training.tasks import RewardFunction
 
 TrainerArguments = GRPOConfig | RLOOConfig
 
@@ -19,6 +21,15 @@ class AssembledGRPOTrainer(RoutedTrainerMixin, GRPOTrainer):
 
 class AssembledRLOOTrainer(RoutedTrainerMixin, RLOOTrainer):
     """TRL's `RLOOTrainer` with routing, made from ready-made parts."""
+
+    def _calculate_rewards(self, *args: object, **kwargs: object) -> torch.Tensor:
+        by_function = super()._calculate_rewards(*args, **kwargs)
+        if isinstance(self.reward, RewardFunction):
+            # Else the KL of a row that could not be scored or was screened, which TRL subtracts from its reward, would count in
+            # the baseline of its group. TRL leaves rows that are nan out of every mean.
+            failed = [row for rows in RANKS.gather(self.reward.failed) for row in rows]
+            by_function[torch.tensor(failed, device=by_function.device)] = torch.nan
+        return by_function
 
 
 class AssembledPPOTrainer(RoutedTrainerMixin, PPOTrainer):

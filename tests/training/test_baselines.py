@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Iterator
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -169,6 +170,47 @@ def test_screened_rows_have_no_advantage_and_the_others_are_compared_among_thems
     assert screened.any() and not screened.all() and (output["advantages"][screened] == 0).all()
     for group, left in zip(output["advantages"].split(8), (~screened).split(8), strict=True):
         assert abs(group[left].sum()) < 1e-4
+
+
+def drifted_output_of(parts, tmp_path, monkeypatch, algorithm: str):
+    """A generation under `screen` with a KL to a reference that the policy has left, and the trainer."""
+    monkeypatch.setattr(f"{__name__}.config_of", partial(config_of, beta=0.5))
+    made = make_trainer
+
+    def drifted(*args, **kwargs):
+        trainer = made(*args, **kwargs)
+        with torch.no_grad():
+            for weight in trainer.ref_model.parameters():
+                weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)), alpha=0.1)
+        return trainer
+
+    monkeypatch.setattr(f"{__name__}.make_trainer", drifted)
+    scores = {name: [HACK, HONEST, WRONG, HONEST] * 4 for name in ("a", "b")}
+    output, _, _, trainer = output_of(parts, tmp_path, algorithm, {"screen": True}, scores)
+    return output, torch.tensor(trainer.reward.failed), trainer
+
+
+def test_the_kl_of_a_screened_row_is_in_no_baseline_of_rloo(parts, tmp_path, monkeypatch):
+    output, screened, _ = drifted_output_of(parts, tmp_path, monkeypatch, "rloo")
+    advantages = output["advantages"]
+    assert screened.tolist() == [True, False, False, False] * 8 and (advantages[screened] == 0).all()
+    for group in advantages[~screened].split(6):  # each is its reward minus the mean of the others', so that they sum to 0
+        assert abs(group.sum()) < 1e-4 and len({round(each, 4) for each in group.tolist()}) > 2, "the KL is in the rewards"
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
+def test_a_loss_with_a_kl_has_no_gradient_from_a_screened_row(parts, tmp_path, monkeypatch, algorithm):
+    output, screened, trainer = drifted_output_of(parts, tmp_path, monkeypatch, algorithm)
+
+    def gradient(rows):
+        trainer.model.zero_grad()
+        trainer._compute_loss(trainer.model, dict(rows)).backward()
+        return torch.cat([weight.grad.flatten() for weight in trainer.model.parameters() if weight.grad is not None])
+
+    others = output | {"completion_ids": torch.where(screened.unsqueeze(1), 5, output["completion_ids"]),
+                       "ref_per_token_logps": torch.where(screened.unsqueeze(1), -1.0, output["ref_per_token_logps"])}
+    assert output["completion_mask"][~screened].any(1).all() and gradient(output).norm() > 1e-3
+    torch.testing.assert_close(gradient(output), gradient(others))
 
 
 def test_the_stream_is_changed_from_the_rollouts_to_the_last_backward_and_then_no_more(parts, tmp_path, monkeypatch):

@@ -36,6 +36,8 @@ class Payment:
         task."""
         self.found: list[bool] = []
         """For each row of the newest generation, whether the detector named it as bad."""
+        self.screened: list[bool] = []
+        """For each row of the newest generation, whether it teaches nothing because the detector named it as bad."""
         self._counts: dict[str, Counter[str]] = defaultdict(Counter)
         self._environments = set(environments)
         self._reported: dict[str, set[str]] = defaultdict(set)
@@ -49,6 +51,7 @@ class Payment:
         ConfigError once it is certain that no environment reports a flag that the detector uses."""
         self._check_flags(names, scores)
         found, paid = self._find(scores, keys, said), list[Score | None]()
+        self.screened = [named and self.settings.screen for named in found]
         for name, score, named in zip(names, scores, found, strict=True):
             if score is None or (named and self.settings.screen):
                 paid.append(None)
