@@ -131,6 +131,11 @@ class Odd(Plain):
         return Score(float(same))
 
 
+class Slow:
+    def __init__(self):
+        time.sleep(60)
+
+
 class Broken:
     def __init__(self, how: str = "raise", unused: int = 0):
         if how == "exit":

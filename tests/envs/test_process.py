@@ -16,6 +16,7 @@ import pytest
 
 from routed_rl.envs import EnvironmentProcess, Failure, Isolation, Score, Task, load_environments
 from routed_rl.envs.build import build
+from routed_rl.envs.host import processes
 from routed_rl.envs.host.child import scrubbed
 from routed_rl.envs.scoring import score_many
 from routed_rl.errors import ConfigError, TaskError
@@ -251,6 +252,17 @@ def test_what_building_raises_is_raised_here(fresh):
         assert fresh("Broken", how="exit").description
 
 
+def test_a_build_that_takes_long_says_so_and_is_killed_once_at_its_limit(caplog, monkeypatch):
+    monkeypatch.setattr(processes, "SAY_S", 0.02)
+    there = EnvironmentProcess("mine", f"{PLUGINS}:Slow", {}, None, Isolation(start_s=0.1))
+    with pytest.raises(TaskError, match=r"env.mine: its process took longer than 0.1 s to be built, and was killed; raise "
+                                        r"env.mine.isolate.start_s"):
+        _ = there.description
+    said = [record.getMessage() for record in caplog.records]
+    assert "until it is built; its process is killed after 0.1 s (env.mine.isolate.start_s)" in said[0]
+    assert not any("restart" in each for each in said), "it is not started again"
+
+
 def test_a_process_can_become_the_environment_of_other_arguments(fresh):
     there = fresh(scale=7)
     first(there, 1)
@@ -398,6 +410,7 @@ def test_another_interpreter_can_be_lent_the_package(fresh):
 @pytest.mark.parametrize(("value", "hint"), [
     ("yes", "true, false, or settings among workers, timeout_s, python"), ({"worker": 2}, "unknown key worker"),
     ({"workers": 0}, "workers must be a number >= 1, got 0"), ({"timeout_s": 0}, "timeout_s must be a number > 0, got 0"),
+    ({"start_s": -1}, "start_s must be a number > 0, got -1"),
     ({"python": "/no/python"}, "/no/python is no program"),
 ])
 def test_bad_settings_are_refused_in_one_line(value, hint):

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -76,15 +76,17 @@ class Child:
         with contextlib.suppress(OSError):
             self._socket.sendall(line)
 
-    def receive(self, timeout_s: float) -> Any:
+    def receive(self, timeout_s: float, tell: Callable[[float], None] = lambda _: None) -> Any:
         """The answer to the last message. None if the process gives no answer; then `dead` says why. An empty line from the
-        process is a sign of life, which restarts the time limit."""
+        process is a sign of life, which restarts the time limit. While there is no answer, `tell` is called often, with the
+        seconds that were waited."""
         line, waited, looked = bytearray(), 0.0, time.monotonic()
         while self.dead is None and not line.endswith(b"\n"):
             data = self._read(min(LOOK_S, timeout_s / 4))
             passed, looked = time.monotonic() - looked, time.monotonic()
             waited += min(passed, 2 * LOOK_S)  # a trainer that was stopped for an hour has not waited for an hour
             line += data or b""
+            tell(waited)
             if line.isspace():
                 line.clear()
                 waited = 0.0

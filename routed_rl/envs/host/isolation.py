@@ -25,6 +25,9 @@ class Isolation:
     interpreter can import `routed_rl`, which need not be installed there."""
     show_output: bool = False
     """Whether the output of the environment is shown on stderr."""
+    start_s: float = 1800.0
+    """Seconds that a process may take to import and build the environment. After that it is killed, and the environment is given
+    up."""
 
     @classmethod
     def parse(cls, name: str, value: Any) -> "Isolation | None":
@@ -39,9 +42,11 @@ class Isolation:
         chosen = cls(**value)
         if type(chosen.workers) is not int or chosen.workers < 1:
             raise ConfigError(f"env.{name}.isolate.workers must be a number >= 1, got {chosen.workers}")
-        check_finite(f"env.{name}.isolate.timeout_s", chosen.timeout_s)
-        if not isinstance(chosen.timeout_s, (int, float)) or isinstance(chosen.timeout_s, bool) or not chosen.timeout_s > 0:
-            raise ConfigError(f"env.{name}.isolate.timeout_s must be a number > 0, got {chosen.timeout_s}")
+        for key in ("timeout_s", "start_s"):
+            seconds = getattr(chosen, key)
+            check_finite(f"env.{name}.isolate.{key}", seconds)
+            if not isinstance(seconds, (int, float)) or isinstance(seconds, bool) or not seconds > 0:
+                raise ConfigError(f"env.{name}.isolate.{key} must be a number > 0, got {seconds}")
         if not isinstance(chosen.show_output, bool):
             raise ConfigError(f"env.{name}.isolate.show_output must be true or false, got {chosen.show_output}")
         if chosen.python is not None and shutil.which(str(chosen.python)) is None:

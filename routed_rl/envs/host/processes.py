@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 from routed_rl import errors
@@ -18,8 +19,8 @@ from routed_rl.envs.host.isolation import Isolation
 from routed_rl.envs.host.wire import unpack_failure
 from routed_rl.errors import TaskError
 
-START_S = 300.0
-"""Seconds that a process may take to import and build an environment."""
+SAY_S = 30.0
+"""Seconds after which it is said that an environment is still being built; it is said again whenever the time has doubled."""
 STARTS = 5
 """How often a process may die while it starts. After that the environment is given up."""
 INNOCENT = 8
@@ -90,7 +91,8 @@ class Processes:
 
     def child(self, slot: int) -> Child:
         """The process in `slot`. It is started if necessary, and this method waits until it is ready. TaskError if it dies
-        `STARTS` times before that; if the environment cannot be built, the error of the build."""
+        `STARTS` times before that, or takes longer than `isolate.start_s`; if the environment cannot be built, the error of the
+        build."""
         if os.getpid() != self._owner:  # after a fork: the processes and sockets belong to the parent
             self._begin()
         reason = ""
@@ -98,7 +100,7 @@ class Processes:
             child = self._children[slot] = self._children[slot] or self._start()
             if child.facts and child.process.poll() is None:
                 return child
-            reply = child.receive(START_S)
+            reply = child.receive(self.isolation.start_s, self._waiting())
             if isinstance(reply, dict) and "refused" in reply:
                 child.kill()  # not `close`, for whose lock a thread of `score_many` would wait for ever
                 self._children[slot] = None
@@ -108,9 +110,28 @@ class Processes:
                 child.facts = reply
                 self._description = self._description or reply
                 return child
+            if child.hung:  # another process would take as long
+                child.kill()
+                self._children[slot] = None
+                raise TaskError(f"env.{self.name}: its process {child.dead} to be built, and was killed; raise "
+                                f"env.{self.name}.isolate.start_s, or see what it waits for with env.{self.name}.isolate=false")
             reason = self.bury(slot, "while it waited" if child.facts else "while it started")
         raise TaskError(f"env.{self.name}: its process {reason} while it was built, {STARTS} times; see whether it can be "
                         f"built with env.{self.name}.isolate=false")
+
+    def _waiting(self) -> Callable[[float], None]:
+        """Return a function that is called with the seconds for which a process was waited for, and says now and then that it is
+        not ready yet."""
+        due = SAY_S
+
+        def tell(waited: float) -> None:
+            nonlocal due
+            if waited >= due:
+                due = 2 * waited
+                log.warning("environment %s: waiting for %.0f s until it is built; its process is killed after %g s "
+                            "(env.%s.isolate.start_s)", self.name, waited, self.isolation.start_s, self.name)
+
+        return tell
 
     def exchange(self, request: dict[str, Any], timeout_s: float, slot: int = 0) -> dict[str, Any] | Failure:
         """The answer of the process in `slot` to `request`, whose entry `doing` names its purpose. If the process dies, the
