@@ -3,6 +3,7 @@ registry."""
 
 import importlib
 import inspect
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,20 +16,24 @@ from routed_rl.envs.faults import definition, failure_of
 from routed_rl.envs.modules import module_from_file
 from routed_rl.errors import ConfigError, RoutedRLError, TaskError
 
+OWN_KEYS = ("path", "weight", "probe", "isolate", "stages")
+"""The settings of an environment that are not passed to its class."""
 TOKEN_ENV = "token_env"
 """The setting that names environment variables with secrets, which the process of an environment then sees. It is an argument of
 the class only if the class takes it."""
 
 
-def build(name: str, path: str, arguments: dict[str, Any]) -> AnyEnvironment:
+def build(name: str, path: str, arguments: dict[str, Any], taken: Collection[str] = OWN_KEYS) -> AnyEnvironment:
     """Import the class at `path`, call it with `arguments` and return the environment `name`. ConfigError if the object does not
-    fulfil the contract, or if a setting is wrong; TaskError if the class raises any other error."""
+    fulfil the contract, if a setting is wrong, or if the class takes an argument that is not in `arguments` and has one of the
+    names in `taken`, because it could not be set; TaskError if the class raises any other error."""
     factory, attribute = find_object(f"env.{name}.path", path), path.rpartition(":")[2]
     if not callable(factory):
         raise ConfigError(f"env.{name}.path={path}: {attribute} is an object of the class {type(factory).__name__}, no class; "
                           "give the name of a class, or of a function that returns an environment")
     if TOKEN_ENV in arguments and not _takes(factory, TOKEN_ENV):  # for most classes it is enough that the process sees it
         arguments = {key: value for key, value in arguments.items() if key != TOKEN_ENV}
+    _check_names(name, attribute, factory, [key for key in taken if key not in arguments])
     _check_arguments(name, attribute, factory, arguments)
     try:
         environment = factory(**arguments)
@@ -50,6 +55,18 @@ def build(name: str, path: str, arguments: dict[str, Any]) -> AnyEnvironment:
 def _takes(factory: Any, argument: str) -> bool:
     parameters = inspect.signature(factory).parameters
     return argument in parameters or any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+
+
+def _check_names(name: str, attribute: str, factory: Any, taken: Collection[str]) -> None:
+    """Raise ConfigError if the class `factory` has an argument with one of the names in `taken`. `name` and `attribute` as in
+    `_check_arguments`."""
+    named = [key for key, each in inspect.signature(factory).parameters.items()
+             if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
+    if wrong := [key for key in named if key in taken]:
+        line = definition(factory)
+        raise ConfigError(f"env.{name}: {line and f'{line}: '}{attribute} takes the argument {wrong[0]}, which cannot be set, "
+                          f"because the setting {wrong[0]} of an environment is routed_rl's own; rename the argument, or give a "
+                          f"function as path that calls {attribute} and names it otherwise")
 
 
 def _check_arguments(name: str, attribute: str, factory: Any, arguments: dict[str, Any]) -> None:

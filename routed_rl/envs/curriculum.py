@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from routed_rl.envs.build import build
+from routed_rl.envs.build import OWN_KEYS, build
 from routed_rl.envs.contract import lines_of, tasks_of
 from routed_rl.envs.core import LARGEST, AnyEnvironment, Score, Task, has_episodes
 from routed_rl.envs.faults import ContractError
@@ -45,8 +45,8 @@ def build_staged(name: str, path: str, arguments: dict[str, Any], stages: list[d
     if stages is None:
         return build(name, path, arguments)
     lengths = check_stages(name, stages)
-    built = [build(f"{name}.stages[{place}]", path, arguments | {key: value for key, value in stage.items() if key != "tasks"})
-             for place, stage in enumerate(stages)]
+    built = [build(f"{name}.stages[{place}]", path, arguments | {key: value for key, value in stage.items() if key != "tasks"},
+                   (*OWN_KEYS, "tasks")) for place, stage in enumerate(stages)]
     if any(map(has_episodes, built)):
         raise ConfigError(f"env.{name}.stages needs one with score(task, completion), {path} has episodes: leave it out")
     return Staged(list(zip(lengths, built, strict=True)))

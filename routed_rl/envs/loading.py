@@ -4,6 +4,7 @@ from typing import Any
 
 from routed_rl.config import check_finite, name_problem
 from routed_rl.config.references import resolved
+from routed_rl.envs.build import OWN_KEYS
 from routed_rl.envs.curriculum import build_staged, check_stages, parse_weight
 from routed_rl.envs.host.isolation import Isolation
 from routed_rl.envs.host.process import EnvironmentProcess
@@ -12,7 +13,6 @@ from routed_rl.errors import ConfigError
 
 TAKEN = ("all", "cosine", "norm", "total", "unattributed")
 """Names that no environment may have, because metrics use them."""
-OWN_KEYS = ("path", "weight", "probe", "isolate", "stages")
 DATASET = "routed_rl.envs.dataset:DatasetEnvironment"
 
 

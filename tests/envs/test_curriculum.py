@@ -41,6 +41,19 @@ def scale(task) -> int:
     return next(size for size in (1_000_000, 1000, 1) if number % size == 0)
 
 
+def test_an_argument_with_a_name_of_ours_can_be_set_by_stages_alone_and_tasks_not_by_them(tmp_path):
+    text = "from tests.envs.plugins import Plain\n\n\nclass Mine(Plain):\n    def __init__(self, {}):\n        pass\n"
+    weighs, counts = (f"{tmp_path}/{name}.py:Mine" for name in ("weighs", "counts"))
+    (tmp_path / "weighs.py").write_text(text.format("weight"))
+    (tmp_path / "counts.py").write_text(text.format("tasks=3"))
+    assert build_staged("x", weighs, {}, [{"tasks": 5, "weight": 1}, {"weight": 2}])
+    with pytest.raises(ConfigError, match="Mine takes the argument weight, which cannot be set"):
+        build_staged("x", weighs, {}, [{"tasks": 5, "weight": 1}, {}])
+    assert build_staged("x", counts, {}, None) and build_staged("x", counts, {"tasks": 4}, [{"tasks": 5}, {}])
+    with pytest.raises(ConfigError, match=r"argument tasks, .* the setting tasks of an environment is routed_rl's own"):
+        build_staged("x", counts, {}, [{"tasks": 5}, {"tasks": 7}])
+
+
 # --- weights ----------------------------------------------------------------------------------------------------------
 
 def test_a_weight_changes_at_its_task_and_not_before():
