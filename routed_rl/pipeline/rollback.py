@@ -47,6 +47,10 @@ def rollback(folder: str, step: int, drop: list[str], forget: bool, overrides: l
             old.require_checkpoint(step)
         if step > (last := config.trainer.get("max_steps", step)):
             raise ConfigError(f"--step {step} is after the last step, trainer.max_steps={last}; set it to {step} or more")
+        routed = step > 0 and was.routing.mode != "none"
+        has = quarantined(old.checkpoint(step)) if routed else []
+        if forget:
+            check_forgetting(has, config, step)
         making.enter_context(alone_making(new.path))
         with importing():  # TRL takes seconds to load: first all that is refused without it
             from routed_rl.pipeline.changes import refuse_changes
@@ -56,8 +60,7 @@ def rollback(folder: str, step: int, drop: list[str], forget: bool, overrides: l
         refuse_changes(alike(was, wanted), record.at_base(wanted, old), FIXED, "rollback")
         config.out = str(new.path)
         parts, plan = prepared(record.at_base(config, old), new, before=old)
-        fresh, routed = record.trained_settings(was) != record.trained_settings(config), step > 0 and was.routing.mode != "none"
-        after, has = [each.name for each in parts.trained], quarantined(old.checkpoint(step)) if routed else []
+        fresh, after = record.trained_settings(was) != record.trained_settings(config), [each.name for each in parts.trained]
         kept = [] if forget else [name for name in has if name not in after]
         with new.being_made() as made:
             gone = [*(f"~env.{name}" for name in drop), *(f"~keep.{name}" for name in drop if name in wanted.keep)]
@@ -91,6 +94,14 @@ def without(wanted: Config, drop: list[str]) -> Config:
         practice = dataclasses.replace(practice, environments=[name for name in practice.environments if name not in drop])
     routing = dataclasses.replace(wanted.routing, practice=practice)
     return dataclasses.replace(wanted, env=kept, keep=keep, routing=routing)
+
+
+def check_forgetting(has: list[str], config: Config, step: int) -> None:
+    """ConfigError if --forget-parts would take nothing away. `has` names the environments that have a part in the checkpoint of
+    `step`, and `config` is that of the new run."""
+    if all(name in record.trained_settings(config) for name in has):
+        why = f"every environment with a part ({', '.join(has)}) is trained on further" if has else f"step {step} has no parts"
+        raise ConfigError(f"--forget-parts does nothing, because {why}; leave it out{', or add --drop ENV' * bool(has)}")
 
 
 def copy_checkpoint(old: RunFolder, new: RunFolder, step: int, fresh: bool, names: tuple[list[str], list[str]] | None) -> None:

@@ -76,6 +76,16 @@ def test_what_was_dropped_stays_so_however_one_goes_on_and_from_wherever(old, tm
     assert not (tmp_path / "again").exists()
 
 
+@pytest.mark.parametrize(("step", "drop", "said"), [
+    (4, (), r"every environment with a part \(a, b\) is trained on further; leave it out, or add --drop ENV"),
+    pytest.param(4, ("p",), r"every environment with a part \(a, b\)", marks=pytest.mark.slow),
+    pytest.param(0, ("a",), "step 0 has no parts; leave it out", marks=pytest.mark.slow)])
+def test_forgetting_parts_where_none_would_be_forgotten_is_refused(old, tmp_path, step, drop, said):
+    with pytest.raises(ConfigError, match=f"--forget-parts does nothing, because {said}"):
+        go_back(old, tmp_path / "new", step, drop=drop, forget=True)
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.fixture(scope="module")
 def fewer(old, tmp_path_factory) -> Path:
     """It went back to step 4 and goes on without `a`, whose part stays in the quarantine."""
