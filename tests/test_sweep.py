@@ -161,10 +161,26 @@ def test_optuna_goes_on_in_its_study_and_refuses_another(tmp_path):
     rates = [float(each["params"]["routing.quarantine.learning_rate"]) for each in found["trials"]]
     assert len(set(rates)) == 4 and all(1e-3 <= rate <= 1e-1 for rate in rates)
     assert found["best"][0]["values"] == [pytest.approx(1 - min(rates))]
-    with pytest.raises(RunFolderError, match="holds a sweep of other settings"):
+    with pytest.raises(RunFolderError, match=r"holds a sweep of other settings \(seed: None -> 7\); set another out=FOLDER$"):
         run(tmp_path, *ours, "seed=7")
     with pytest.raises(RunFolderError, match=r"sweep\.direction=\['maximize'\], not \['minimize'\]"):
         run(tmp_path, *ours, "sweep.direction=minimize")
+
+
+@pytest.mark.slow
+def test_a_study_of_other_settings_is_refused_with_the_setting_that_differs_alone(tmp_path):
+    def study(fixed: list[str], *dimensions: Dimension) -> Study:
+        return Study(Plan(fixed, tmp_path, compose), [*dimensions], SweepConfig(method="optuna", objective="x"), 0)
+
+    fixed = ["env=empty", "trainer.max_steps=4", "name=x"]
+    space = [Dimension("seed", ["0", "1"]), Dimension("discard", ["a", "b"])]
+    study(fixed, *space)
+    study(fixed[::-1], *space)
+    for texts, dimensions, said in (([*fixed[:1], "trainer.max_steps=5", *fixed[2:]], space, "trainer.max_steps: 4 -> 5"),
+                                    (fixed[:2], space, "name: x -> None"), (fixed, space[:1], "discard: a,b -> None")):
+        with pytest.raises(RunFolderError) as caught:
+            study(texts, *dimensions)
+        assert str(caught.value) == f"{tmp_path} holds a sweep of other settings ({said}); set another out=FOLDER"
 
 
 @pytest.mark.slow
@@ -177,9 +193,9 @@ def test_a_study_goes_on_although_the_package_lies_at_another_place_since_it_beg
     words = ("env.a.path={}/environments/x.py:A", "subspace.parts=[{0}/configs/a,{0}/configs/b]", "model.path=/mine/configs/a")
     study(*(word.format("/old/place") for word in words))
     study(*(word.format(data_root()) for word in words))
-    with pytest.raises(RunFolderError, match=r"holds a sweep of other settings .*path=/mine/configs/a'\] -> .*/moved/configs"):
+    with pytest.raises(RunFolderError, match=r"other settings \(model.path: /mine/configs/a -> /moved/configs/a\); set another"):
         study(*(word.format(data_root()) for word in words[:2]), "model.path=/moved/configs/a")
-    with pytest.raises(RunFolderError, match="holds a sweep of other settings .* -> .*'env.a.path=/old/place/environments/"):
+    with pytest.raises(RunFolderError, match=r"other settings \(env.a.path: .* -> /old/place/environments/x.py:A\); set another"):
         study("env.a.path=/old/place/environments/x.py:A", *(word.format(data_root()) for word in words[1:]))
 
 

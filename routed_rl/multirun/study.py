@@ -3,7 +3,7 @@ kill."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,9 +32,10 @@ class Study:
         # Trials of other settings would be judged together with these.
         ours = {"fixed": plan.fixed, "space": [str(each) for each in dimensions]}
         there = self.study.user_attrs.get("request", ours)
-        there = there | {"fixed": as_moved(there["fixed"], plan.fixed)}
-        if difference := first_difference(there, ours):
-            raise RunFolderError(f"{plan.folder} holds a sweep of other settings ({difference}); set another out=FOLDER")
+        before, now = ({kind: _by_key(request[kind]) for kind in ours} for request in (there, ours))
+        if difference := first_difference(as_moved(before, now), now):
+            changed = difference.removeprefix("fixed.").removeprefix("space.")
+            raise RunFolderError(f"{plan.folder} holds a sweep of other settings ({changed}); set another out=FOLDER")
         self.study.set_user_attr("request", ours)
 
     def jobs(self) -> tuple[int, Iterator[Job]]:
@@ -93,6 +94,11 @@ class Study:
         return [Outcome(self.plan.trial(each.number, each.params), list(each.values) if each.values else None,
                         states[each.state.name], each.user_attrs.get("problem"))
                 for each in self.study.get_trials(deepcopy=False) if each.state.is_finished()]
+
+
+def _by_key(texts: Sequence[str]) -> dict[str, str]:
+    """The settings in texts such as KEY=VALUE, so that two lists of them can be compared setting by setting."""
+    return {key.lstrip("+"): value for key, _, value in (text.partition("=") for text in texts)}
 
 
 def _open(file: Path, settings: SweepConfig, seed: int) -> Any:
