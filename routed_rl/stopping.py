@@ -51,9 +51,9 @@ class Stop:
         self._stepping = False
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Inside the block, this object handles SIGTERM, SIGUSR1 and Ctrl-C. The method must be called in the main thread."""
-        before = {each: signal.signal(each, self._handle) for each in (*SIGNALS, signal.SIGINT)}
+    def listening(self, signals: tuple[signal.Signals, ...] = (*SIGNALS, signal.SIGINT)) -> Iterator[None]:
+        """Inside the block, this object handles `signals`. The method must be called in the main thread."""
+        before = {each: signal.signal(each, self._handle) for each in signals}
         try:
             yield
         finally:
@@ -83,3 +83,11 @@ class Stop:
 
 STOP = Stop()
 """The only instance in a process, because signal handlers belong to the process."""
+
+
+@contextmanager
+def saving_on_sigterm() -> Iterator[None]:
+    """Inside the block, which trains, the first SIGTERM lets the step end and a checkpoint be written; a second one raises
+    Stopped. This must be called in the main thread. Other signals stay as they are."""
+    with STOP.listening((signal.SIGTERM,)), STOP.stepping():
+        yield

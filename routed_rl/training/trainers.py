@@ -3,6 +3,7 @@
 ready-made: the module `build` makes these from a config, and the package `library` from the arguments of TRL's trainers."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
@@ -22,8 +23,9 @@ class AssembledGRPOTrainer(RoutedTrainerMixin, GRPOTrainer):
 class AssembledRLOOTrainer(RoutedTrainerMixin, RLOOTrainer):
     """TRL's `RLOOTrainer` with routing, made from ready-made parts."""
 
-    def _calculate_rewards(self, *args: object, **kwargs: object) -> torch.Tensor:
-        by_function = super()._calculate_rewards(*args, **kwargs)
+    def _calculate_rewards(self, inputs: list[dict[str, Any]], prompts: list[Any], completions: list[Any], *others: Any
+                           ) -> torch.Tensor:
+        by_function = super()._calculate_rewards(inputs, prompts, completions, *others)
         if isinstance(self.reward, RewardFunction):
             # Else the KL of a row that could not be scored or was screened, which TRL subtracts from its reward, would count in
             # the baseline of its group. TRL leaves rows that are nan out of every mean.

@@ -3,6 +3,7 @@ loaded or routed. Each error message is one line that also says what to change."
 
 import dataclasses
 import inspect
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,6 @@ ALONE = {
     "load_best_model_at_end": "it would put the weights of one step beside the quarantine of another; set "
                               "args.metric_for_best_model, and trainer.state.best_model_checkpoint names the best one, which is "
                               "kept",
-    "enable_jit_checkpoint": "it saves in the middle of a step, from where no run can go on; set args.save_steps",
 }
 """The fields of TRL's arguments that the commands do not refuse, or for another reason; each with the reason of the library."""
 SHARED = ("fp16", "use_liger_kernel", "torch_compile", "use_transformers_continuous_batching", "sync_ref_model",
@@ -150,9 +150,12 @@ def check_one_device(model: PreTrainedModel, name: str, writers: list[Writer]) -
 
 def check_unchanged(trainer: Any) -> None:
     """Before a training, ConfigError if a script has set `trainer.args.output_dir` or `trainer.train_dataset` to what does not
-    fit the trainer that was made, or torch's default dtype to another than float32. ModelError if it has compiled the model, or
-    has cast what is trained to another dtype."""
+    fit the trainer that was made, or torch's default dtype to another than float32, or if this thread cannot wait for the signal
+    that `args` name. ModelError if it has compiled the model, or has cast what is trained to another dtype."""
     check_default_dtype()
+    if trainer.args.enable_jit_checkpoint and threading.current_thread() is not threading.main_thread():
+        raise ConfigError("args.enable_jit_checkpoint=True waits for SIGTERM, which only the main thread of a process can do; "
+                          "call trainer.train() there, or leave it out")
     was, now = trainer.folder.path.absolute(), Path(trainer.args.output_dir).expanduser().absolute()
     if was != now:
         raise ConfigError(f"trainer.args.output_dir={now} was set after the trainer was made, whose run is in {was}; make a new "

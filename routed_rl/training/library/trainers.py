@@ -7,6 +7,7 @@ ask for one of these are refused in one line.
 
 import copy
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from routed_rl.model.weights import model_hash
 from routed_rl.monitor import Blame, Monitor, Verdict, blame
 from routed_rl.routing import Quarantine
 from routed_rl.routing.adapted import NAME
+from routed_rl.stopping import saving_on_sigterm
 from routed_rl.subspace import Subspace
 from routed_rl.training.completions import CompletionFiles
 from routed_rl.training.library.checks import (
@@ -110,6 +112,7 @@ class LibraryMixin(LibrarySeams):
         keep = monitor.completions if monitor else 0
         self.labelled = rows = LabelledRows(names, environment_column, functions, arguments.num_generations,
                                             CompletionFiles(run.completions if arguments.log_completions else None, keep), labels)
+        waits, arguments.enable_jit_checkpoint = arguments.enable_jit_checkpoint, False  # transformers' own saves within steps
         decides = routing.practice.environments == AUTO
         watch = Watch(Monitor(monitor), run, decides=decides) if monitor is not None else None
         with named_as_arguments(arguments), given.as_it_was():
@@ -119,6 +122,8 @@ class LibraryMixin(LibrarySeams):
                              practice=make_practice(routing, rows, watch) if router is not None else None,
                              train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=processing_class,
                              lean=lean, **trl)
+        trainer: Any = self
+        trainer.args.enable_jit_checkpoint = waits
 
     @property
     def quarantine(self) -> Quarantine | None:
@@ -144,10 +149,12 @@ class LibraryMixin(LibrarySeams):
 
     def train(self, resume_from_checkpoint: str | Path | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train from the start, or go on from a checkpoint in `args.output_dir`, which is the newest one if
-        `resume_from_checkpoint` is True. Further arguments are those of TRL's `train`. ModelError if the quarantine was removed,
-        if this is called inside a block of `quarantine.ablated()`, `scaled()` or `kept()`, or if the model was cast to another
-        dtype. ConfigError if the dataset has too few prompts for a step, or if `args.output_dir` or the dataset's environments
-        are not those with which the trainer was made, or if `args.hub_private_repo` is set and the repository is public."""
+        `resume_from_checkpoint` is True. Further arguments are those of TRL's `train`. With `args.enable_jit_checkpoint`, SIGTERM
+        lets the step end, and this returns after a checkpoint; a second SIGTERM ends it at once (Stopped). ModelError if the
+        quarantine was removed, if this is called inside a block of `quarantine.ablated()`, `scaled()` or `kept()`, or if the
+        model was cast to another dtype. ConfigError if the dataset has too few prompts for a step, or if `args.output_dir` or
+        the dataset's environments are not those with which the trainer was made, or if `args.hub_private_repo` is set and the
+        repository is public."""
         trainer: Any = self
         if self.quarantine is not None and not self.quarantine.is_on:
             raise ModelError("the quarantine was removed from the model, so nothing would be routed; make a new trainer")
@@ -160,7 +167,7 @@ class LibraryMixin(LibrarySeams):
         check_repository(trainer.args)
         if ours := trainer.optimizer is None or trainer.optimizer is self._optimizer:
             trainer.optimizer = None  # it is made anew, by the settings that `args` has now
-        with self.folder.alone():
+        with self.folder.alone(), saving_on_sigterm() if trainer.args.enable_jit_checkpoint else nullcontext():
             start = self._begin(resume_from_checkpoint)
             try:
                 with named_as_arguments(trainer.args):
