@@ -120,7 +120,7 @@ class Child:
     def send(self, message):
         self.asked.set()
 
-    def receive(self, timeout_s):
+    def receive(self, timeout_s, tell=None):
         if self.answer is None:
             self.killed.wait(1)
         return self.answer
