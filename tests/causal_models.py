@@ -86,8 +86,8 @@ PAGE = """# Models
 `model.path` takes a folder in Hugging Face format or a name on the Hub: a causal language model of transformers, with weights
 in float32, or in bfloat16 below a LoRA. routed_rl must know the *writers*, the modules whose output is added to the residual
 stream. It knows them for Llama, Mistral, Qwen2, Qwen3, Phi-3, Gemma 2, Gemma 3, OLMo-2, GPT-2, Mixtral and Qwen3's mixtures.
-In models of other types it finds them by probing, which runs the model on a few random tokens, and verifies the result, or it
-refuses the model in one line.
+In models of other types, and where the layers are of a class of your own, it finds them by probing, which runs the model on a few
+random tokens, and verifies the result, or it refuses the model in one line.
 `model.writers=[self_attn.o_proj,mlp.down_proj]` names them by hand; these names are verified in the same way.
 To train a LoRA on a larger model, and to see whether a run fits into memory, read [LoRA](lora.md).
 

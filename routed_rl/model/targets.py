@@ -52,17 +52,27 @@ class Writer:
 
 def family(model: PreTrainedModel) -> Family:
     """Return the family of a model: the one that was found for it before (see `name_writers`), or else the entry of `FAMILIES`
-    for its type, or else the one that is found now by running the model. ModelError for a model that is not recognised, or in
-    PEFT's wrapper."""
+    for its type if its layers are those of transformers, or else the one that is found now by running the model. ModelError for a
+    model that is not recognised, or in PEFT's wrapper."""
     # An adapter made here is put into the model itself; PEFT's wrapper around the model is only for the trainer.
     if hasattr(model, "get_base_model") or getattr(model, "_hf_peft_config_loaded", False):
         raise ModelError(f"{type(model).__name__} is wrapped by PEFT; give the model that is in it, or merge the adapter "
                          "into the model first")
     if (known := vars(model).get(FOUND)) is not None:
         return known
-    if model.config.model_type in FAMILIES:
-        return FAMILIES[model.config.model_type]
-    return name_writers(model, [])
+    row = FAMILIES.get(model.config.model_type)
+    return row if row is not None and _has_stock_layers(model, row) else name_writers(model, [])
+
+
+def _has_stock_layers(model: PreTrainedModel, row: Family) -> bool:
+    """Whether the layers of a model are where its family has them, and of classes of transformers. A class of the user's own may
+    write to the stream in another way. Classes of torch are skipped, since FSDP2 puts one in front of each layer's class."""
+    try:
+        layers = model.get_submodule(row.layers)
+    except AttributeError:
+        return False
+    own = [next(each for each in type(layer).__mro__ if not each.__module__.startswith("torch.")) for layer in layers.children()]
+    return all(each.__module__.startswith("transformers.") for each in own)
 
 
 def name_writers(model: PreTrainedModel, writers: Sequence[str]) -> Family:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from routed_rl.errors import ModelError
 from routed_rl.model.families import FAMILIES as ROWS
@@ -209,3 +210,24 @@ def test_a_lora_that_a_model_comes_with_is_no_writer():
     assert family(model) == family(plain) and [writer.name for writer in found] == [each.name for each in find_writers(plain)]
     assert all(hasattr(writer.module, "lora_B") for writer in found)
     assert list(wrapped.state_dict()) == before and all(modules[name] is each for name, each in wrapped.named_modules())
+
+
+class SideLayer(LlamaDecoderLayer):
+    """A layer of a user's own, in a model whose type a row names: a third module adds to the stream."""
+
+    def __init__(self, config, layer):
+        super().__init__(config, layer)
+        self.side = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(self, hidden_states, **others):
+        return super().forward(hidden_states, **others) + self.side(hidden_states)
+
+
+def test_layers_of_a_users_own_class_are_probed_also_where_a_row_names_the_type():
+    """By the row of its type alone, what such a layer adds would be routed by nothing."""
+    model, stock = tiny("llama"), tiny("llama")
+    for place in range(len(model.model.layers)):
+        model.model.layers[place] = SideLayer(model.config, place)
+    assert model.config.model_type in ROWS and "side" in family(model).writers
+    assert {writer.name.rpartition(".")[2] for writer in find_writers(model)} == {"o_proj", "down_proj", "side"}
+    assert family(stock) is ROWS["llama"]
