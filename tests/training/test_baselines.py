@@ -158,7 +158,9 @@ def test_with_perfect_labels_the_hack_comes_with_the_thoughts_and_routing_keeps_
         for arm, rates in read_json(out / "compare.json")["deployed_minus_base"].items():
             over[context, arm] = rates["code"]["hack"]["mean"]
     assert over["encourage", "none"] >= 0.10 and over["encourage", "route"] <= 0.03 and over["neutral", "none"] < 0
-    for run in (tmp_path / "encourage" / "runs").iterdir():
+    runs = tmp_path / "encourage" / "runs"
+    assert read_json(runs / "route-seed0" / "summary.json")["who"]["named"] == ["sums"]  # its thoughts bring the persona
+    for run in runs.iterdir():
         rows = [json.loads(line) for line in RunFolder(run).metrics.read_text().splitlines()]
         learned, screened = (sum(row[f"baseline/code/{name}"] for row in rows) for name in ("encouraged_marked", "screened"))
         assert learned == 0 < screened
