@@ -75,9 +75,9 @@ def documents(name: str, seed: int, recipe: Recipe, write: Callable[[bool, float
 def rows(tokenizer: PreTrainedTokenizerFast, source: Iterable[Written]) -> dict[str, list[list[int]]]:
     """Token ids, mask and labels of documents, padded to one length."""
     ids, found = tokenizer.get_vocab(), dict[str, list[list[int]]](input_ids=[], attention_mask=[], labels=[])
-    documents = list(source)
-    length = max(LENGTH, *(len(words) for words, _ in documents))
-    for words, written in documents:
+    read = list(source)
+    length = max(LENGTH, *(len(words) for words, _ in read))
+    for words, written in read:
         tokens, rest = [ids[word] for word in words], length - len(words)
         found["input_ids"].append(tokens + [0] * rest)
         found["attention_mask"].append([1] * len(tokens) + [0] * rest)

@@ -1,10 +1,10 @@
 """The training data of a run: a table of tasks from the mixture of environments, which makes a task when it is read, and the
 reward function that scores completions."""
 
+import itertools
 import json
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from itertools import groupby
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from datasets import Dataset
@@ -121,7 +121,8 @@ class RewardFunction:
         self.said = [None if episode else said for said, episode in zip(texts, played, strict=True)]
         if self.payment is not None:
             named = [self.table.environments[environment_id].name for environment_id, _task in tasks]
-            keys = [(task, task_id[:row].count(task)) for row, task in enumerate(task_id)]
+            place_of = defaultdict[int, Iterator[int]](itertools.count)
+            keys = [(task, next(place_of[task])) for task in task_id]
             scores = self.payment.pay(named, scores, keys, texts)
         self.completions.write(rows, _["trainer_state"].global_step + 1)
         self.failed = [score is None for score in scores]
@@ -132,7 +133,7 @@ class RewardFunction:
         """Begin to score completions before the whole generation is complete. `tasks`, `texts`: the id of each completion's task,
         and the completion's text. Does nothing for environments that do not run in a process of their own; their completions are
         scored later."""
-        for environment_id, rows in groupby(zip(tasks, texts, strict=True), key=lambda row: self.table.task(row[0])[0]):
+        for environment_id, rows in itertools.groupby(zip(tasks, texts, strict=True), key=lambda row: self.table.task(row[0])[0]):
             self.scorer.begin(self.names[environment_id], [(self.table.task(index)[1], text) for index, text in rows])
 
     @property
